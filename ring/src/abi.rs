@@ -1,0 +1,640 @@
+//! Layout of the shared memory of a stream: the contract between engine and user, the same for the
+//! kernel module and the embedded engine.
+//!
+//! What lives here: constants, plain structs of integers and their offsets. What does not: anything
+//! that reads or writes shared memory ([`super::view`]). `docs/abi.md` tells the rules in prose;
+//! `include/rtp_mgr.h` is the C view of this file.
+//!
+//! The region is little endian, page aligned and linear. Offsets are read from the [`Header`] at run
+//! time and never computed by the user. A part never shares a page with another part.
+//!
+//! | part | written by (receive) | written by (transmit) |
+//! |---|---|---|
+//! | status: [`Header`], positions, [`StreamCounters`], [`LegFigures`], [`SourceFigures`] | engine | engine |
+//! | [`ReaderStatus`], a page per reader | engine | engine |
+//! | control: [`control`], a page per reader or writer | its user | its user |
+//! | descriptors: [`Descriptor`] | engine | user |
+//! | slots | engine | user |
+
+#[cfg(target_endian = "big")]
+compile_error!("the shared memory of RTP Manager is little endian");
+
+/// First word of the status part: "RTPM" in memory order.
+pub const MAGIC: u32 = u32::from_le_bytes(*b"RTPM");
+/// Raised by a change that an older user cannot read. A different major version is refused.
+pub const ABI_MAJOR: u16 = 1;
+/// Raised by additions. A user accepts any minor version of its major version.
+pub const ABI_MINOR: u16 = 0;
+
+/// Magic byte of the ioctls of `/dev/rtp_mgr`.
+pub const IOCTL_MAGIC: u8 = 0xBB;
+
+/// Every part begins on a multiple of this, in bytes.
+pub const PAGE: usize = 4096;
+/// Size of a descriptor in bytes.
+pub const DESC_STRIDE: usize = 64;
+/// Number of 64-bit words in a descriptor.
+pub const DESC_WORDS: usize = DESC_STRIDE / 8;
+/// Smallest and largest `ring_order`: a ring has `2^ring_order` positions.
+pub const RING_ORDER_MIN: u8 = 4;
+/// See [`RING_ORDER_MIN`].
+pub const RING_ORDER_MAX: u8 = 20;
+/// `ring_order` when nothing else is asked for: 1,024 positions.
+pub const RING_ORDER_DEFAULT: u8 = 10;
+/// Smallest slot, in bytes.
+pub const SLOT_STRIDE_MIN: u32 = 64;
+/// Largest slot, in bytes.
+pub const SLOT_STRIDE_MAX: u32 = 65_536;
+/// Slot size when nothing else is asked for, in bytes.
+pub const SLOT_STRIDE_DEFAULT: u32 = 2_048;
+/// Longest packet, in bytes.
+pub const PACKET_LEN_MAX: u32 = 65_535;
+/// Legs that one stream can have (ST 2022-7 needs two).
+pub const LEGS_MAX: usize = 2;
+/// Readers that one receive stream can have.
+pub const READERS_MAX: usize = 16;
+/// Source table entries when nothing else is asked for.
+pub const SOURCES_DEFAULT: u32 = 1_024;
+/// Most source table entries: descriptors name a source in 16 bits and [`SOURCE_NONE`] is taken.
+pub const SOURCES_MAX: u32 = 65_535;
+/// [`Descriptor::source`] of a packet whose source found no room in the table.
+pub const SOURCE_NONE: u16 = u16::MAX;
+
+/// [`Header::direction`]: the engine produces.
+pub const DIRECTION_RECEIVE: u32 = 0;
+/// [`Header::direction`]: the user produces.
+pub const DIRECTION_TRANSMIT: u32 = 1;
+
+/// [`Header::engine`]: the embedded engine.
+pub const ENGINE_USER: u32 = 0;
+/// [`Header::engine`]: the kernel module.
+pub const ENGINE_KERNEL: u32 = 1;
+
+/// [`status::STATE`]: configured, not started.
+pub const STATE_CONFIGURED: u64 = 1;
+/// [`status::STATE`]: running.
+pub const STATE_RUNNING: u64 = 2;
+/// [`status::STATE`]: stopped; nothing more will be published.
+pub const STATE_STOPPED: u64 = 3;
+
+/// Bits of [`Header::features`].
+pub mod feature {
+    /// Packets are in RTP sequence order and gaps are published.
+    pub const ORDERED: u64 = 1 << 0;
+    /// `time_ns` of every packet is its own (never shared by coalesced packets).
+    pub const EXACT_TIMES: u64 = 1 << 1;
+    /// Fed by the simulated DMA engine.
+    pub const SIMULATED: u64 = 1 << 2;
+}
+
+/// Bits of [`Descriptor::flags`].
+pub mod flag {
+    /// The RTP marker bit.
+    pub const MARKER: u16 = 1 << 0;
+    /// No packet here: `count` packets from `sequence` on are missing.
+    pub const LOST: u16 = 1 << 1;
+    /// The sequence does not continue from the position before: a new epoch, or packets were
+    /// dropped here. `count` packets are missing before this one (0: not known).
+    pub const DISCONTINUITY: u16 = 1 << 2;
+    /// With DISCONTINUITY or LOST: at least one of the missing was dropped because the ring was full.
+    pub const RING_FULL: u16 = 1 << 3;
+    /// The packet was longer than what is here.
+    pub const TRUNCATED: u16 = 1 << 4;
+    /// Only one leg had this packet when it was placed, and the other had passed it.
+    pub const RECOVERED: u16 = 1 << 5;
+    /// Not RTP: the simulated source's raw pattern.
+    pub const RAW: u16 = 1 << 6;
+    /// `time_ns` is shared with neighbouring packets that the kernel coalesced.
+    pub const COALESCED_TIME: u16 = 1 << 7;
+    /// Transmit: send no earlier than `time_ns`.
+    pub const LAUNCH_TIME: u16 = 1 << 8;
+}
+
+/// Static description of a stream's memory, at offset 0 of the status part.
+///
+/// Written once before the region is shared. A user copies it once, checks it against the real size
+/// of what it mapped, and uses the copy.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    /// [`MAGIC`].
+    pub magic: u32,
+    /// [`ABI_MAJOR`].
+    pub abi_major: u16,
+    /// [`ABI_MINOR`].
+    pub abi_minor: u16,
+    /// Bytes of this struct that the engine filled.
+    pub header_len: u32,
+    /// [`DIRECTION_RECEIVE`] or [`DIRECTION_TRANSMIT`].
+    pub direction: u32,
+    /// Bytes of the whole region.
+    pub total_len: u64,
+    /// Bits of [`feature`].
+    pub features: u64,
+    /// Positions in the ring, a power of two.
+    pub slot_count: u32,
+    /// Slots, at least `slot_count`.
+    pub slot_total: u32,
+    /// Bytes from one slot to the next.
+    pub slot_stride: u32,
+    /// Bytes from one descriptor to the next.
+    pub desc_stride: u32,
+    /// Offset of the status part (this struct).
+    pub status_offset: u64,
+    /// Bytes of the status part.
+    pub status_len: u64,
+    /// Offset of the reader status pages.
+    pub reader_status_offset: u64,
+    /// Bytes from one reader status page to the next.
+    pub reader_status_stride: u32,
+    /// Number of reader status pages.
+    pub reader_status_count: u32,
+    /// Offset at which a file maps its own control page.
+    pub control_offset: u64,
+    /// Bytes of a control page.
+    pub control_len: u64,
+    /// Offset of the descriptors.
+    pub desc_offset: u64,
+    /// Bytes of the descriptors.
+    pub desc_len: u64,
+    /// Offset of the slots.
+    pub slots_offset: u64,
+    /// Bytes of the slots.
+    pub slots_len: u64,
+    /// Offset of [`StreamCounters`] in the status part.
+    pub counters_offset: u32,
+    /// Bytes of the counters, sequence word included.
+    pub counters_len: u32,
+    /// Offset of the first [`LegFigures`] in the status part.
+    pub legs_offset: u32,
+    /// Bytes from one leg's figures to the next.
+    pub legs_stride: u32,
+    /// Number of legs with figures.
+    pub legs_count: u32,
+    /// Bytes from one source's figures to the next.
+    pub sources_stride: u32,
+    /// Offset of the first [`SourceFigures`] in the status part.
+    pub sources_offset: u64,
+    /// Number of entries in the source table.
+    pub sources_count: u32,
+    /// [`ENGINE_USER`] or [`ENGINE_KERNEL`].
+    pub engine: u32,
+    /// Number of the stream, unique on this machine while it lives (per engine).
+    pub stream_id: u64,
+    /// Process that owns the stream.
+    pub owner_pid: u32,
+    /// User that owns the stream.
+    pub owner_uid: u32,
+}
+
+/// Offsets of the live words in the status part. Each group has its own cache line.
+pub mod status {
+    /// Bytes reserved for [`super::Header`].
+    pub const HEADER_AREA: usize = 512;
+    /// One more than the highest position being written (receive).
+    pub const CLAIM: usize = 512;
+    /// Next position to publish (receive) or the engine's accepted head (transmit).
+    pub const HEAD: usize = 576;
+    /// Transmit: not 0 while the engine sleeps and wants a kick after a commit.
+    pub const NEED_KICK: usize = 640;
+    /// Transmit: next position to release.
+    pub const TAIL: usize = 704;
+    /// One of the `STATE_` values.
+    pub const STATE: usize = 768;
+    /// TAI - UTC in seconds, a two's complement number.
+    pub const TAI_OFFSET_S: usize = 776;
+    /// 1 when the machine has a TAI offset configured, else 0 (`time_ns` then equals UTC).
+    pub const TAI_VALID: usize = 784;
+    /// Raised when CLOCK_REALTIME was seen to step.
+    pub const CLOCK_GENERATION: usize = 792;
+    /// Offset of the counters, as this implementation lays them out (users read the header).
+    pub const COUNTERS: usize = 1024;
+    /// Offset of the legs' figures, as this implementation lays them out.
+    pub const LEGS: usize = 2048;
+    /// Bytes from one leg's figures to the next.
+    pub const LEGS_STRIDE: usize = 512;
+    /// Offset of the source table, as this implementation lays it out.
+    pub const SOURCES: usize = 4096;
+    /// Bytes from one source's figures to the next.
+    pub const SOURCES_STRIDE: usize = 256;
+}
+
+/// Offsets in a control page (one per reader or writer, written by its user).
+pub mod control {
+    /// Receive: next position that this reader has not released.
+    pub const TAIL: usize = 0;
+    /// Transmit: next position that the writer has not committed.
+    pub const HEAD: usize = 0;
+    /// Receive: wake me when head has reached this position. Transmit: when tail has.
+    pub const WAKE_AT: usize = 64;
+}
+
+/// One position of the ring: 64 bytes.
+///
+/// Shared as eight words ([`Descriptor::to_words`]); this struct is always a private copy.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Extended sequence number: cycles above, the 16 bits of the packet below.
+    pub sequence: u64,
+    /// Arrival time, or launch time (transmit), in nanoseconds of CLOCK_TAI.
+    pub time_ns: u64,
+    /// Slot that holds the packet.
+    pub slot: u32,
+    /// Bytes of the packet in the slot, RTP header included.
+    pub len: u32,
+    /// RTP timestamp.
+    pub rtp_timestamp: u32,
+    /// RTP synchronisation source. 0 is a valid SSRC.
+    pub ssrc: u32,
+    /// Packets missing, with LOST or DISCONTINUITY.
+    pub count: u32,
+    /// Index into the source table, or [`SOURCE_NONE`].
+    pub source: u16,
+    /// Bits of [`flag`].
+    pub flags: u16,
+    /// Bytes from the start of the slot to the payload.
+    pub payload_offset: u16,
+    /// RTP payload type, 0 to 127.
+    pub payload_type: u8,
+    /// Leg that the packet came from.
+    pub leg: u8,
+    /// Bytes of payload, padding not counted.
+    pub payload_len: u32,
+    /// Zero.
+    pub reserved: [u64; 2],
+}
+
+impl Descriptor {
+    /// The descriptor as it stands in shared memory.
+    #[inline]
+    pub const fn to_words(&self) -> [u64; DESC_WORDS] {
+        [
+            self.sequence,
+            self.time_ns,
+            self.slot as u64 | (self.len as u64) << 32,
+            self.rtp_timestamp as u64 | (self.ssrc as u64) << 32,
+            self.count as u64 | (self.source as u64) << 32 | (self.flags as u64) << 48,
+            self.payload_offset as u64
+                | (self.payload_type as u64) << 16
+                | (self.leg as u64) << 24
+                | (self.payload_len as u64) << 32,
+            self.reserved[0],
+            self.reserved[1],
+        ]
+    }
+
+    /// Reads back what [`to_words`](Self::to_words) wrote. Any words make a descriptor: what they
+    /// say is checked by whoever uses it.
+    #[inline]
+    pub const fn from_words(words: [u64; DESC_WORDS]) -> Self {
+        let [sequence, time_ns, place, rtp, kind, payload, reserved_0, reserved_1] = words;
+        Self {
+            sequence,
+            time_ns,
+            slot: place as u32,
+            len: (place >> 32) as u32,
+            rtp_timestamp: rtp as u32,
+            ssrc: (rtp >> 32) as u32,
+            count: kind as u32,
+            source: (kind >> 32) as u16,
+            flags: (kind >> 48) as u16,
+            payload_offset: payload as u16,
+            payload_type: (payload >> 16) as u8,
+            leg: (payload >> 24) as u8,
+            payload_len: (payload >> 32) as u32,
+            reserved: [reserved_0, reserved_1],
+        }
+    }
+
+    /// Whether all bits of `flags` are set.
+    #[inline]
+    pub const fn has(&self, flags: u16) -> bool {
+        self.flags & flags == flags
+    }
+}
+
+/// Declares a block of 64-bit words that is shared under a sequence count ([`super::view::Block`]).
+macro_rules! words {
+    ($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident,)* }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $name { $($(#[$fmeta])* pub $field: u64,)* }
+
+        impl $name {
+            /// Number of words.
+            pub const WORDS: usize = size_of::<Self>() / 8;
+            /// The fields' names, in order.
+            pub const NAMES: [&'static str; Self::WORDS] = [$(stringify!($field),)*];
+
+            /// The fields in order.
+            #[inline]
+            pub const fn to_words(&self) -> [u64; Self::WORDS] {
+                [$(self.$field,)*]
+            }
+
+            /// The fields from words in the same order.
+            #[inline]
+            pub const fn from_words(words: [u64; Self::WORDS]) -> Self {
+                let [$($field,)*] = words;
+                Self { $($field,)* }
+            }
+        }
+    };
+}
+
+words! {
+    /// Counters of a stream: packets unless the name says otherwise; zero at open.
+    ///
+    /// The law of a receive stream, at every snapshot: `received == published + dropped_ring_full +
+    /// dropped_oversize + dropped_invalid + dropped_filtered + duplicate + late + staged`.
+    /// The law of a transmit stream: `committed == sent + send_failed + pending`.
+    pub struct StreamCounters {
+        /// Packets that the stream took (RTP or claiming to be; not what it passed on).
+        pub received,
+        /// Packets published in the ring.
+        pub published,
+        /// Lost because no position was free.
+        pub dropped_ring_full,
+        /// Lost because longer than a slot.
+        pub dropped_oversize,
+        /// Not valid RTP, or a single packet far out of its source's sequence.
+        pub dropped_invalid,
+        /// Valid, but not of the source that this stream follows.
+        pub dropped_filtered,
+        /// Further copies of packets that had come before.
+        pub duplicate,
+        /// Came after their position was published as LOST.
+        pub late,
+        /// Gauge: held back for order or probation, not yet published.
+        pub staged,
+        /// Different packets, late ones included.
+        pub unique,
+        /// Payload bytes of the unique.
+        pub bytes,
+        /// RFC 3550 A.3 expected, merged over the legs and summed over sources and restarts.
+        pub expected,
+        /// `expected - unique`, never below zero.
+        pub lost,
+        /// Redundant streams: unique packets that one leg alone had.
+        pub recovered,
+        /// Unique packets that came after one with a higher sequence number.
+        pub reordered,
+        /// Restarts of a followed source's sequence.
+        pub restarts,
+        /// Epochs begun.
+        pub epochs,
+        /// Positions published as LOST.
+        pub gap_positions,
+        /// Left to the side channel: RTCP.
+        pub passed_rtcp,
+        /// Left to the side channel: STUN.
+        pub passed_stun,
+        /// Left to the side channel: DTLS.
+        pub passed_dtls,
+        /// Left to the side channel: anything else.
+        pub passed_other,
+        /// Packets lost in the socket or backlog, as far as the kernel tells (a lower bound).
+        pub external_drops,
+        /// Entries of the source table in use.
+        pub sources,
+        /// Packets of sources that found no room in the source table.
+        pub sources_untracked,
+        /// Wake-ups sent to readers (or, transmit, writers).
+        pub wakeups,
+        /// Most positions in use at once.
+        pub high_watermark,
+        /// Gauge: readers attached.
+        pub readers,
+        /// Reliable readers demoted for stalling.
+        pub readers_demoted,
+        /// Receive or send calls to the socket.
+        pub socket_calls,
+        /// Packets that came or went coalesced (GRO, GSO).
+        pub coalesced,
+        /// Transmit: packets the engine accepted from the writer.
+        pub committed,
+        /// Transmit: packets handed to the network.
+        pub sent,
+        /// Transmit: bytes of UDP payload sent.
+        pub sent_bytes,
+        /// Transmit: packets given up after an error of the path.
+        pub send_failed,
+        /// Transmit, gauge: accepted and not yet sent.
+        pub pending,
+        /// Transmit: the last error number of the path.
+        pub send_errno,
+        /// Transmit: packets sent more than 1 ms after they were due.
+        pub sent_late,
+        /// Transmit: descriptors refused (length or slot out of range).
+        pub violations,
+        /// Simulated DMA: bursts produced.
+        pub bursts,
+        /// Simulated DMA: bytes published.
+        pub bytes_produced,
+        /// Simulated DMA: bytes that every reader has released.
+        pub bytes_consumed,
+        /// Simulated DMA: bytes dropped because the ring was full.
+        pub bytes_overflowed,
+        /// CLOCK_MONOTONIC of this snapshot, in nanoseconds.
+        pub updated_ns,
+    }
+}
+
+words! {
+    /// Figures of one leg of a receive stream.
+    pub struct LegFigures {
+        /// Packets of the followed source that came on this leg, copies included.
+        pub received,
+        /// Of these, those that were the first copy.
+        pub first,
+        /// Of these, further copies of packets that had come before.
+        pub duplicate,
+        /// Of these, those that came after their position was published as LOST.
+        pub late,
+        /// Packets that only this leg had.
+        pub recovered,
+        /// RFC 3550 A.3 expected on this leg.
+        pub expected,
+        /// `expected` less the different packets that came on this leg, never below zero.
+        pub lost,
+        /// Packets that came on this leg after one with a higher sequence number.
+        pub reordered,
+        /// Payload bytes received on this leg, copies included.
+        pub bytes,
+        /// RFC 3550 A.8 interarrival jitter on this leg, nanoseconds times 16.
+        pub jitter_q4_ns,
+        /// CLOCK_MONOTONIC of the last packet, nanoseconds; 0: none.
+        pub last_ns,
+        /// How many times this leg brought a second copy (samples of the skew).
+        pub skew_count,
+        /// Arrival on this leg less the first arrival: latest, nanoseconds.
+        pub skew_last_ns,
+        /// The least.
+        pub skew_min_ns,
+        /// The greatest.
+        pub skew_max_ns,
+        /// The sum, for the mean.
+        pub skew_sum_ns,
+        /// Lost in this leg's socket, as far as the kernel tells.
+        pub external_drops,
+        /// Receive buffer that the kernel granted, bytes.
+        pub socket_buffer,
+        /// Source table index of what the leg follows, or [`SOURCE_NONE`].
+        pub source,
+    }
+}
+
+words! {
+    /// Figures of one source (address, destination, SSRC, leg) of a receive stream.
+    pub struct SourceFigures {
+        /// 0: free. Bits 0 to 15: address family (4 or 6), 16 to 31: source port, 32 to 47:
+        /// destination port, 48 to 55: leg, 56 to 63: payload type of the latest packet.
+        pub key,
+        /// Source address, first 8 bytes (IPv4: in the first 4 bytes of them), memory order.
+        pub source_address_0,
+        /// Source address, last 8 bytes.
+        pub source_address_1,
+        /// Destination address, first 8 bytes.
+        pub destination_address_0,
+        /// Destination address, last 8 bytes.
+        pub destination_address_1,
+        /// Bits 0 to 31: SSRC, 32 to 63: clock rate in Hz (0: not known).
+        pub ssrc_clock_rate,
+        /// Packets, copies included.
+        pub received,
+        /// Different packets.
+        pub unique,
+        /// Payload bytes of the unique.
+        pub bytes,
+        /// Second copies.
+        pub duplicate,
+        /// Came after one with a higher sequence number.
+        pub reordered,
+        /// RFC 3550 A.3, summed over restarts.
+        pub expected,
+        /// `expected - unique`, never below zero.
+        pub lost,
+        /// Restarts of the sequence.
+        pub restarts,
+        /// Packets far out of sequence that no second one confirmed.
+        pub stray,
+        /// First extended sequence number.
+        pub first_sequence,
+        /// Highest extended sequence number.
+        pub highest_sequence,
+        /// RFC 3550 A.8 interarrival jitter, nanoseconds times 16: latest.
+        pub jitter_q4_ns,
+        /// The greatest.
+        pub jitter_max_q4_ns,
+        /// The sum over packets, for the mean (wraps never in practice: saturating).
+        pub jitter_sum_q4_ns,
+        /// Number of packets in that sum.
+        pub jitter_count,
+        /// CLOCK_MONOTONIC of the first packet, nanoseconds.
+        pub first_ns,
+        /// CLOCK_MONOTONIC of the latest packet, nanoseconds.
+        pub last_ns,
+        /// RTP timestamp of the latest packet.
+        pub rtp_timestamp,
+    }
+}
+
+words! {
+    /// What the engine tells one reader (its own page).
+    pub struct ReaderStatus {
+        /// 1 while the page belongs to a reader.
+        pub active,
+        /// 1 for a reliable reader, 0 for a lossy one.
+        pub reliable,
+        /// Tail that the engine has accepted.
+        pub tail,
+        /// Positions that were overwritten before this reader released them.
+        pub lapped,
+        /// Values of its tail that the engine refused.
+        pub violations,
+        /// 1 after the reader stalled past the limit and was made lossy.
+        pub demoted,
+        /// Wake-ups sent to this reader.
+        pub wakeups,
+    }
+}
+
+/// What stands before the words of a block: its sequence count.
+pub const SEQUENCE_WORDS: usize = 1;
+
+const _: () = {
+    assert!(size_of::<Header>() <= status::HEADER_AREA && size_of::<Header>() % 8 == 0);
+    assert!(align_of::<Header>() == 8);
+    assert!(size_of::<Descriptor>() == DESC_STRIDE && align_of::<Descriptor>() == 8);
+    assert!(core::mem::offset_of!(Descriptor, slot) == 16);
+    assert!(core::mem::offset_of!(Descriptor, rtp_timestamp) == 24);
+    assert!(core::mem::offset_of!(Descriptor, count) == 32);
+    assert!(core::mem::offset_of!(Descriptor, source) == 36);
+    assert!(core::mem::offset_of!(Descriptor, flags) == 38);
+    assert!(core::mem::offset_of!(Descriptor, payload_offset) == 40);
+    assert!(core::mem::offset_of!(Descriptor, payload_len) == 44);
+    assert!(
+        status::COUNTERS + (SEQUENCE_WORDS + StreamCounters::WORDS) * 8 <= status::LEGS,
+        "the counters must fit"
+    );
+    assert!((SEQUENCE_WORDS + LegFigures::WORDS) * 8 <= status::LEGS_STRIDE);
+    assert!(status::LEGS + LEGS_MAX * status::LEGS_STRIDE <= status::SOURCES);
+    assert!((SEQUENCE_WORDS + SourceFigures::WORDS) * 8 <= status::SOURCES_STRIDE);
+    assert!((SEQUENCE_WORDS + ReaderStatus::WORDS) * 8 <= PAGE);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_survives_its_words() {
+        let descriptor = Descriptor {
+            sequence: 0x0123_4567_89ab_cdef,
+            time_ns: 0xfedc_ba98_7654_3210,
+            slot: 0x1111_2222,
+            len: 0x3333_4444,
+            rtp_timestamp: 0x5555_6666,
+            ssrc: 0x7777_8888,
+            count: 0x9999_aaaa,
+            source: 0xbbcc,
+            flags: 0xddee,
+            payload_offset: 0xff01,
+            payload_type: 0x23,
+            leg: 0x45,
+            payload_len: 0x6789_abcd,
+            reserved: [0x0fed_cba9_8765_4321, 0x1357_9bdf_0246_8ace],
+        };
+        assert_eq!(Descriptor::from_words(descriptor.to_words()), descriptor);
+    }
+
+    #[test]
+    fn words_stand_at_the_offsets_of_the_struct() {
+        let descriptor = Descriptor { flags: 0x8001, payload_type: 0x7f, ..Default::default() };
+        let bytes: [u8; DESC_STRIDE] = {
+            let mut bytes = [0; DESC_STRIDE];
+            for (chunk, word) in bytes.chunks_exact_mut(8).zip(descriptor.to_words()) {
+                chunk.copy_from_slice(&word.to_le_bytes());
+            }
+            bytes
+        };
+        assert_eq!(bytes[core::mem::offset_of!(Descriptor, flags)..][..2], [0x01, 0x80]);
+        assert_eq!(bytes[core::mem::offset_of!(Descriptor, payload_type)], 0x7f);
+    }
+
+    #[test]
+    fn counters_keep_their_order() {
+        let mut words = [0; StreamCounters::WORDS];
+        for (index, word) in words.iter_mut().enumerate() {
+            *word = index as u64;
+        }
+        let counters = StreamCounters::from_words(words);
+        assert_eq!(counters.received, 0);
+        assert_eq!(counters.published, 1);
+        assert_eq!(counters.updated_ns as usize, StreamCounters::WORDS - 1);
+        assert_eq!(counters.to_words(), words);
+        assert_eq!(StreamCounters::NAMES[1], "published");
+    }
+}

@@ -1,0 +1,125 @@
+//! The atomics and fences of the ring, chosen by build: the kernel's own under `cfg(kernel)`, the
+//! model checker's under `cfg(loom)`, `core`'s otherwise.
+//!
+//! Only the operations that the ring protocol needs exist here, with their ordering in their name.
+//! There is no sequentially consistent access (the kernel has none): where store-to-load ordering
+//! matters, [`fence_full`] stands between the two.
+
+#[cfg(not(any(loom, kernel)))]
+use core::sync::atomic;
+#[cfg(loom)]
+use loom::sync::atomic;
+
+#[cfg(not(kernel))]
+use atomic::{fence, Ordering};
+
+/// A 64-bit word of shared memory. Same size and alignment as `u64` (outside the model checker).
+#[cfg_attr(not(loom), repr(transparent))]
+#[derive(Debug)]
+pub struct Word(Inner);
+
+#[cfg(not(kernel))]
+type Inner = atomic::AtomicU64;
+#[cfg(kernel)]
+type Inner = ::kernel::sync::atomic::Atomic<u64>;
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Word>() == 8 && align_of::<Word>() == 8);
+
+#[cfg(not(kernel))]
+impl Word {
+    /// A word that holds `value`.
+    #[cfg(not(loom))]
+    pub const fn new(value: u64) -> Self {
+        Self(Inner::new(value))
+    }
+
+    /// A word that holds `value`.
+    #[cfg(loom)]
+    pub fn new(value: u64) -> Self {
+        Self(Inner::new(value))
+    }
+
+    /// Reads without ordering anything else.
+    #[inline]
+    pub fn load(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Reads; what follows is not moved before it.
+    #[inline]
+    pub fn load_acquire(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Writes without ordering anything else.
+    #[inline]
+    pub fn store(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// Writes; what precedes is not moved after it.
+    #[inline]
+    pub fn store_release(&self, value: u64) {
+        self.0.store(value, Ordering::Release);
+    }
+}
+
+#[cfg(kernel)]
+impl Word {
+    /// A word that holds `value`.
+    pub const fn new(value: u64) -> Self {
+        Self(Inner::new(value))
+    }
+
+    /// Reads without ordering anything else.
+    #[inline]
+    pub fn load(&self) -> u64 {
+        self.0.load(::kernel::sync::atomic::Relaxed)
+    }
+
+    /// Reads; what follows is not moved before it.
+    #[inline]
+    pub fn load_acquire(&self) -> u64 {
+        self.0.load(::kernel::sync::atomic::Acquire)
+    }
+
+    /// Writes without ordering anything else.
+    #[inline]
+    pub fn store(&self, value: u64) {
+        self.0.store(value, ::kernel::sync::atomic::Relaxed);
+    }
+
+    /// Writes; what precedes is not moved after it.
+    #[inline]
+    pub fn store_release(&self, value: u64) {
+        self.0.store(value, ::kernel::sync::atomic::Release);
+    }
+}
+
+/// Orders earlier stores before later stores (`smp_wmb` and stronger).
+#[inline]
+pub fn fence_write() {
+    #[cfg(not(kernel))]
+    fence(Ordering::Release);
+    #[cfg(kernel)]
+    ::kernel::sync::barrier::smp_wmb();
+}
+
+/// Orders earlier loads before later loads (`smp_rmb` and stronger).
+#[inline]
+pub fn fence_read() {
+    #[cfg(not(kernel))]
+    fence(Ordering::Acquire);
+    #[cfg(kernel)]
+    ::kernel::sync::barrier::smp_rmb();
+}
+
+/// Orders everything before against everything after, stores against later loads included.
+#[inline]
+pub fn fence_full() {
+    #[cfg(not(kernel))]
+    fence(Ordering::SeqCst);
+    #[cfg(kernel)]
+    ::kernel::sync::barrier::smp_mb();
+}

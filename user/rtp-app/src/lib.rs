@@ -1,0 +1,1 @@
+//! What `rtp_app` is made of.
