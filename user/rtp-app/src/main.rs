@@ -1,1 +1,7 @@
-fn main() {}
+//! The program; everything it does is in the library of the same name.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    rtp_app::run(std::env::args_os())
+}
