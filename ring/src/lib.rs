@@ -40,4 +40,5 @@
 
 pub mod abi;
 pub mod atomic;
+pub mod header;
 pub mod view;
