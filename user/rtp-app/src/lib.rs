@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`cli`] | the command line and its mistakes |
 //! | [`cmd`] | one file per command |
+//! | [`text`], [`live`] | the figures for people |
+//! | [`signals`], [`stdio`] | ending when asked to |
 //! | [`output`] | the JSON schema |
 //! | [`error`] | how a command fails, and its exit status |
 
@@ -16,7 +18,11 @@ use std::process::ExitCode;
 pub mod cli;
 pub mod cmd;
 pub mod error;
+pub mod live;
 pub mod output;
+pub mod signals;
+pub mod stdio;
+pub mod text;
 
 use cli::{Command, Parsed};
 use error::Failure;
