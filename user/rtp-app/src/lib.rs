@@ -6,6 +6,7 @@
 //! | [`cmd`] | one file per command |
 //! | [`text`], [`live`] | the figures for people |
 //! | [`signals`], [`stdio`] | ending when asked to |
+//! | [`media`] | MPEG-TS, WAV, SDP: what payloads are made of and restored to |
 //! | [`output`] | the JSON schema |
 //! | [`error`] | how a command fails, and its exit status |
 
@@ -19,6 +20,7 @@ pub mod cli;
 pub mod cmd;
 pub mod error;
 pub mod live;
+pub mod media;
 pub mod output;
 pub mod signals;
 pub mod stdio;
