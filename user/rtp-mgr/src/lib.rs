@@ -1,1 +1,6 @@
 //! The library side of RTP Manager.
+
+pub mod clock;
+pub mod leg;
+pub mod net;
+pub mod socket;
