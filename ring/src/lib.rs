@@ -41,4 +41,5 @@
 pub mod abi;
 pub mod atomic;
 pub mod header;
+pub mod source;
 pub mod view;
