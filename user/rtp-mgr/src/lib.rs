@@ -3,4 +3,6 @@
 pub mod clock;
 pub mod leg;
 pub mod net;
+pub mod probe;
+pub mod rtcp;
 pub mod socket;

@@ -20,6 +20,7 @@ use std::fmt;
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::slice;
@@ -87,6 +88,19 @@ impl SlotMemory {
     ) -> Self {
         assert!(stride > 0, "slots have a size");
         Self { base, len, stride, _keep: keep }
+    }
+
+    /// Private memory of `slots` slots of `stride` bytes, all zero.
+    ///
+    /// # Panics
+    /// When `stride` is 0.
+    pub fn private(slots: u32, stride: usize) -> Self {
+        let len = slots as usize * stride;
+        let words: Arc<[AtomicU64]> = (0..len.div_ceil(8)).map(|_| AtomicU64::new(0)).collect();
+        let base = NonNull::new(words.as_ptr().cast_mut().cast()).expect("a slice has an address");
+        // SAFETY: `words` is at least `len` bytes of memory that may be written through a shared
+        // reference (atomics); only this value ever has its address.
+        unsafe { Self::new(base, len, stride, Arc::new(words)) }
     }
 
     /// Bytes of a slot.
@@ -201,6 +215,8 @@ pub struct Arrived<'a> {
     pub bytes: &'a [u8],
     /// Bytes of the packet on the wire; more than `bytes` when a slot is too small.
     pub len: usize,
+    /// Its place in its datagram, from 0.
+    pub segment: usize,
     /// Particulars of the datagram it came in.
     pub info: MessageInfo,
 }
@@ -481,12 +497,12 @@ impl RecvBatch {
         let start = (segment * info.segment_len).min(info.len);
         let len = info.segment_len.min(info.len - start);
         if self.cursor.moved {
-            return Some(self.moved_packet(start, len, info, spare));
+            return Some(self.moved_packet(segment, start..start + len, info, spare));
         }
         let index = self.cursor.message * self.segments_max + segment;
         self.cursor.current = Current::Entry(index);
         let slot = self.slots[index];
-        Some(Arrived { slot: Some(slot), bytes: self.memory.bytes(slot, len), len, info })
+        Some(Arrived { slot: Some(slot), bytes: self.memory.bytes(slot, len), len, segment, info })
     }
 
     /// Takes the slot of the packet handed out last out of the batch: it belongs to the caller now.
@@ -571,22 +587,23 @@ impl RecvBatch {
         self.linear[at..len].copy_from_slice(&overflow[..len - at]);
     }
 
-    /// Moves the packet at `start` of `linear` to a slot.
+    /// Moves the packet that lies in `range` of `linear` to a slot.
     fn moved_packet(
         &mut self,
-        start: usize,
-        len: usize,
+        segment: usize,
+        range: Range<usize>,
         info: MessageInfo,
         mut spare: impl FnMut() -> Option<u32>,
     ) -> Arrived<'_> {
         self.moved += 1;
-        let bytes = &self.linear[start..start + len];
+        let len = range.len();
+        let bytes = &self.linear[range];
         let Some(slot) = self.spares.pop().or_else(&mut spare) else {
-            return Arrived { slot: None, bytes, len, info };
+            return Arrived { slot: None, bytes, len, segment, info };
         };
         let held = self.memory.write(slot, bytes);
         self.cursor.current = Current::Loose(slot);
-        Arrived { slot: Some(slot), bytes: self.memory.bytes(slot, held), len, info }
+        Arrived { slot: Some(slot), bytes: self.memory.bytes(slot, held), len, segment, info }
     }
 
     /// Reads what the kernel wrote about a message.

@@ -52,7 +52,6 @@ pub fn buffer_for(packets_per_second: f64, packet_len: usize, hold: Duration) ->
 
 /// How to open a receive socket.
 #[derive(Clone, Debug, Default)]
-#[non_exhaustive]
 pub struct ReceiveOptions {
     /// Socket buffer to ask for in bytes ([`buffer_for`]); `None` leaves the system's default.
     pub buffer: Option<usize>,
@@ -64,7 +63,6 @@ pub struct ReceiveOptions {
 
 /// How to open a transmit socket.
 #[derive(Clone, Debug, Default)]
-#[non_exhaustive]
 pub struct TransmitOptions {
     /// Socket buffer to ask for in bytes; `None` leaves the system's default.
     pub buffer: Option<usize>,
