@@ -9,7 +9,7 @@ use std::io;
 pub enum MediaError {
     /// A `--format` (or an SDP's rtpmap) that we cannot read.
     #[error(
-        "format '{value}': {reason}; accepted: MP2T, L16/RATE/CHANNELS or L24/RATE/CHANNELS, for example L24/48000/2"
+        "{value}: {reason}; accepted: TS, L16/RATE/CHANNELS or L24/RATE/CHANNELS, for example L24/48000/2"
     )]
     Format {
         /// What was given.

@@ -8,9 +8,13 @@
 //! | module | what lives there |
 //! |---|---|
 //! | [`audio`] | [`Format`]: the encodings we know, as `L24/48000/2` or `MP2T` |
+//! | [`input`] | files and pipes to read from, and what they carry |
+//! | [`ts`] | MPEG transport streams, timed by their PCR |
 
 pub mod audio;
 mod error;
+pub mod input;
+pub mod ts;
 
 use std::time::Duration;
 
@@ -75,7 +79,7 @@ pub trait MediaSource: Send {
     fn info(&self) -> &MediaInfo;
 
     /// Writes the next payload to the start of `payload`, or tells with `None` that the source has ended.
-    /// `payload` holds at least [`MediaInfo::payload_max`] bytes.
+    /// `payload` has at least [`MediaInfo::payload_max`] bytes.
     ///
     /// # Errors
     /// The input cannot be read, or its content is damaged. Damage is told when everything whole has been
@@ -113,6 +117,12 @@ pub trait MediaSink: Send {
     /// # Errors
     /// The file cannot be written.
     fn gap(&mut self, count: u64) -> Result<(), MediaError>;
+
+    /// Hands over what is held back for larger writes: worth calling when nothing more comes for a while.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    fn flush(&mut self) -> Result<(), MediaError>;
 
     /// Makes the file whole and tells what is in it.
     ///
