@@ -22,8 +22,10 @@
 //! | [`source`] | RFC 3550 figures of one source: sequence, loss, jitter |
 //! | [`producer`] | publishing, reader accounting, overflow, waking |
 //! | [`reader`] | the consumer's side of the same protocol |
+//! | [`table`] | the source table |
+//! | [`follow`] | which source an ordered stream follows |
 //! | [`staging`] | which position a packet of an ordered stream gets |
-//! | [`receive`] | a receive stream: all of the above put together |
+//! | [`receive`], `ordered` | a receive stream: all of the above put together |
 //! | [`pace`] | when the next packets of a transmit stream are due |
 #![cfg_attr(not(any(test, loom)), no_std)]
 #![cfg_attr(
@@ -40,6 +42,13 @@
 
 pub mod abi;
 pub mod atomic;
+pub mod follow;
 pub mod header;
+mod ordered;
+pub mod producer;
+pub mod reader;
+pub mod receive;
 pub mod source;
+pub mod staging;
+pub mod table;
 pub mod view;

@@ -291,6 +291,31 @@ impl Source {
         }
     }
 
+    /// Different packets that came.
+    pub const fn unique(&self) -> u64 {
+        self.unique
+    }
+
+    /// Payload bytes of the different packets.
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Packets that came after one with a higher number.
+    pub const fn reordered(&self) -> u64 {
+        self.reordered
+    }
+
+    /// Restarts of the sequence.
+    pub const fn restarts(&self) -> u64 {
+        self.restarts
+    }
+
+    /// Arrival of the latest packet, nanoseconds.
+    pub const fn last_arrival_ns(&self) -> u64 {
+        self.last.arrival_ns
+    }
+
     /// Expected less the different packets that came, never below zero.
     pub const fn lost(&self) -> u64 {
         self.expected().saturating_sub(self.unique)

@@ -1,0 +1,265 @@
+//! The producer's side of the ring protocol: publishing, and what it knows of its readers.
+//!
+//! What lives here: the order in which claim, descriptors and head are written, the readers'
+//! accepted tails, overflow, lapping, demotion and waking. What does not: which packet goes where
+//! ([`super::staging`]), the reader's side ([`super::reader`]), and shared memory: values that users
+//! wrote are loaded once by whoever maps them and passed in.
+//!
+//! A reader's tail is believed only if it moves forward and not past `head`. Whatever it says, the
+//! producer's own positions and what it writes where do not depend on it, except that a reliable
+//! reader that does not move makes the ring full.
+
+use super::abi::{Descriptor, ReaderStatus, READERS_MAX};
+use super::atomic::{fence_full, fence_write};
+use super::view::RingView;
+
+/// The positions that only the producer moves.
+#[derive(Debug)]
+pub struct Producer {
+    head: u64,
+    claim: u64,
+}
+
+impl Producer {
+    /// A ring whose first position is `start`.
+    pub const fn new(start: u64) -> Self {
+        Self { head: start, claim: start }
+    }
+
+    /// Next position to publish.
+    #[inline]
+    pub const fn head(&self) -> u64 {
+        self.head
+    }
+
+    /// One more than the highest position being written.
+    #[inline]
+    pub const fn claim(&self) -> u64 {
+        self.claim
+    }
+
+    /// Tells readers that everything up to and including `position` is being written, which takes
+    /// what stands a ring before it from lossy readers. Comes before any write to those positions'
+    /// descriptors, and before the slots that held those packets are given to anybody.
+    #[inline]
+    pub fn claim_up_to(&mut self, view: &RingView<'_>, position: u64) {
+        let claim = position.wrapping_add(1);
+        if claim.wrapping_sub(self.claim) as i64 > 0 {
+            self.claim = claim;
+            view.claim.store(claim);
+            fence_write();
+        }
+    }
+
+    /// Writes the descriptor of a claimed position.
+    #[inline]
+    pub fn write(&self, view: &RingView<'_>, position: u64, descriptor: &Descriptor) {
+        view.store(position, descriptor);
+    }
+
+    /// Makes everything before `head` visible. Readers' `wake_at` is to be loaded after this.
+    #[inline]
+    pub fn publish(&mut self, view: &RingView<'_>, head: u64) {
+        self.head = head;
+        view.head.store_release(head);
+        // A reader stores wake_at, then looks at head; we store head, then look at wake_at. With a
+        // full fence between, on both sides, one of the two sees the other's store.
+        fence_full();
+    }
+}
+
+/// What a reader may cost the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Nothing is overwritten before it has released it: the newest is dropped instead.
+    Reliable,
+    /// The oldest is overwritten.
+    Lossy,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Reader {
+    active: bool,
+    mode: Mode,
+    demotable: bool,
+    demoted: bool,
+    /// What it may still be reading begins here.
+    tail: u64,
+    /// The last value of its own that was accepted.
+    accepted: u64,
+    /// The last value that was refused: counted once.
+    refused: Option<u64>,
+    moved_ns: u64,
+    lapped: u64,
+    violations: u64,
+    /// The wake-up position it was last woken for.
+    woken_at: Option<u64>,
+    wakeups: u64,
+}
+
+const NOBODY: Reader = Reader {
+    active: false,
+    mode: Mode::Lossy,
+    demotable: false,
+    demoted: false,
+    tail: 0,
+    accepted: 0,
+    refused: None,
+    moved_ns: 0,
+    lapped: 0,
+    violations: 0,
+    woken_at: None,
+    wakeups: 0,
+};
+
+/// The readers of one ring.
+#[derive(Debug)]
+pub struct Readers {
+    readers: [Reader; READERS_MAX],
+}
+
+impl Readers {
+    /// No readers.
+    pub const fn new() -> Self {
+        Self { readers: [NOBODY; READERS_MAX] }
+    }
+
+    /// Adds a reader that begins at `start`. `demotable`: a reliable one that stalls for too long is
+    /// made lossy. `None`: all places are taken.
+    pub fn add(&mut self, mode: Mode, demotable: bool, start: u64, now_ns: u64) -> Option<usize> {
+        let at = self.readers.iter().position(|reader| !reader.active)?;
+        let reader = self.readers.get_mut(at)?;
+        *reader = Reader {
+            active: true,
+            mode,
+            demotable,
+            tail: start,
+            accepted: start,
+            moved_ns: now_ns,
+            ..NOBODY
+        };
+        Some(at)
+    }
+
+    /// Forgets a reader.
+    pub fn remove(&mut self, at: usize) {
+        if let Some(reader) = self.readers.get_mut(at) {
+            *reader = NOBODY;
+        }
+    }
+
+    /// Number of readers.
+    pub fn count(&self) -> usize {
+        self.readers.iter().filter(|reader| reader.active).count()
+    }
+
+    /// Takes a reader's `tail`, loaded once from its control page, if it is true: forward, and not
+    /// past `head`.
+    pub fn observe_tail(&mut self, at: usize, tail: u64, head: u64, now_ns: u64) {
+        let Some(reader) = self.readers.get_mut(at).filter(|reader| reader.active) else { return };
+        if tail == reader.accepted {
+            return;
+        }
+        let forward = tail.wrapping_sub(reader.accepted);
+        if forward > head.wrapping_sub(reader.accepted) {
+            if reader.refused != Some(tail) {
+                reader.refused = Some(tail);
+                reader.violations = reader.violations.wrapping_add(1);
+            }
+            return;
+        }
+        reader.accepted = tail;
+        reader.refused = None;
+        // A lossy reader that was overrun does not get back what it lost.
+        if tail.wrapping_sub(reader.tail) as i64 > 0 {
+            reader.tail = tail;
+            reader.moved_ns = now_ns;
+        }
+    }
+
+    /// Accounts for what the positions up to `claim` have taken from lossy readers.
+    pub fn lap(&mut self, claim: u64, slot_count: u32) {
+        let oldest = claim.wrapping_sub(slot_count.into());
+        for reader in self.readers.iter_mut().filter(|reader| reader.active) {
+            let behind = oldest.wrapping_sub(reader.tail);
+            if reader.mode == Mode::Lossy && behind as i64 > 0 {
+                reader.lapped = reader.lapped.wrapping_add(behind);
+                reader.tail = oldest;
+            }
+        }
+    }
+
+    /// The first position that may not be written: a ring after the slowest reliable reader. `None`
+    /// when there is no reliable reader.
+    pub fn limit(&self, slot_count: u32) -> Option<u64> {
+        let reliable =
+            self.readers.iter().filter(|reader| reader.active && reader.mode == Mode::Reliable);
+        let slowest = reliable.map(|reader| reader.tail).reduce(|slowest, tail| {
+            if tail.wrapping_sub(slowest) as i64 >= 0 {
+                slowest
+            } else {
+                tail
+            }
+        })?;
+        Some(slowest.wrapping_add(slot_count.into()))
+    }
+
+    /// Makes lossy the demotable readers that have kept the ring full for `stall_ns` without moving.
+    /// Returns how many.
+    pub fn demote_stalled(
+        &mut self,
+        now_ns: u64,
+        stall_ns: u64,
+        claim: u64,
+        slot_count: u32,
+    ) -> u32 {
+        let mut demoted = 0_u32;
+        for reader in self.readers.iter_mut().filter(|reader| reader.active) {
+            let full = claim.wrapping_sub(reader.tail) >= u64::from(slot_count);
+            let stalled = now_ns.saturating_sub(reader.moved_ns) >= stall_ns;
+            if reader.mode == Mode::Reliable && reader.demotable && full && stalled {
+                reader.mode = Mode::Lossy;
+                reader.demoted = true;
+                demoted = demoted.wrapping_add(1);
+            }
+        }
+        demoted
+    }
+
+    /// Whether to wake a reader: `head` has reached `wake_at`, loaded once from its control page
+    /// after the head was published, and it was not woken for that position before.
+    pub fn should_wake(&mut self, at: usize, wake_at: u64, head: u64) -> bool {
+        let Some(reader) = self.readers.get_mut(at).filter(|reader| reader.active) else {
+            return false;
+        };
+        let reached = head.wrapping_sub(wake_at) as i64 >= 0;
+        if !reached || reader.woken_at == Some(wake_at) {
+            return false;
+        }
+        reader.woken_at = Some(wake_at);
+        reader.wakeups = reader.wakeups.wrapping_add(1);
+        true
+    }
+
+    /// What a reader's status page says.
+    pub fn status(&self, at: usize) -> ReaderStatus {
+        let Some(reader) = self.readers.get(at).filter(|reader| reader.active) else {
+            return ReaderStatus::default();
+        };
+        ReaderStatus {
+            active: 1,
+            reliable: u64::from(reader.mode == Mode::Reliable),
+            tail: reader.tail,
+            lapped: reader.lapped,
+            violations: reader.violations,
+            demoted: u64::from(reader.demoted),
+            wakeups: reader.wakeups,
+        }
+    }
+}
+
+impl Default for Readers {
+    fn default() -> Self {
+        Self::new()
+    }
+}

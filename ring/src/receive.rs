@@ -1,0 +1,609 @@
+//! A receive stream, whole: packets go in, descriptors and figures come out.
+//!
+//! What lives here: the composition of parsing, source table, staging and readers, the path of
+//! packets in arrival order, and the counters. The path of ordered packets is in
+//! [`super::ordered`]. What does not: sockets, clocks, memory; whoever runs the engine brings them.
+//!
+//! # How an engine uses it
+//!
+//! ```text
+//! take_slots -> the network writes packets into them -> packet() for each -> give_back() what was
+//! not kept -> flush() -> publish counters(), leg_figures(), take_dirty_source()
+//! ```
+//!
+//! and, when [`ReceiveCore::next_deadline`] has passed, `expire()` and `flush()`. One thread (or lock
+//! holder) at a time; everything is private to the producer except what goes through the view.
+
+use core::ops::DerefMut;
+
+use super::abi::{
+    flag, Descriptor, LegFigures, SourceFigures, StreamCounters, LEGS_MAX, SOURCE_NONE,
+};
+use super::follow::{Candidate, Held, Hold};
+use super::header::{self, Kind, RtpHeader};
+use super::producer::Readers;
+use super::source::{Seen, Step};
+use super::staging::{distance, Entry, Order, Placement, Staging};
+use super::table::{Flow, Key, SourceEntry, Table};
+use super::view::RingView;
+
+/// Storage of a receive stream, allocated by whoever runs the engine.
+pub trait Memory {
+    /// An [`Entry`] per position.
+    type Entries: DerefMut<Target = [Entry]>;
+    /// A word per slot.
+    type Slots: DerefMut<Target = [u32]>;
+    /// The source table.
+    type Sources: DerefMut<Target = [SourceEntry]>;
+    /// Its index: a power of two, at least twice as many.
+    type Index: DerefMut<Target = [u16]>;
+    /// Room for packets of a source that is not proven yet.
+    type Held: DerefMut<Target = [Held]>;
+}
+
+/// The storage itself. Contents do not matter; lengths do.
+#[derive(Debug)]
+pub struct Storage<M: Memory> {
+    /// As long as the ring has positions: a power of two.
+    pub entries: M::Entries,
+    /// As long as the ring has slots: positions, plus what is held, plus what the network is given.
+    pub slots: M::Slots,
+    /// As long as the source table in the status pages.
+    pub sources: M::Sources,
+    /// A power of two, at least twice the source table.
+    pub index: M::Index,
+    /// Half as long as the ring has positions, or less.
+    pub held: M::Held,
+}
+
+/// What a stream takes. Everything else is counted as `dropped_filtered`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Only this SSRC.
+    pub ssrc: Option<u32>,
+    /// Only this payload type.
+    pub payload_type: Option<u8>,
+    /// By leg: only from this address, as in [`Flow::source`].
+    pub sources: [Option<[u8; 16]>; LEGS_MAX],
+}
+
+impl Filter {
+    fn takes(&self, header: &RtpHeader, flow: &Flow, leg: u8) -> bool {
+        let source = self.sources.get(usize::from(leg)).copied().flatten();
+        self.ssrc.is_none_or(|ssrc| ssrc == header.ssrc)
+            && self.payload_type.is_none_or(|payload_type| payload_type == header.payload_type)
+            && source.is_none_or(|source| source == flow.source)
+    }
+}
+
+/// How a receive stream behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// First position; 0 outside tests.
+    pub start: u64,
+    /// Bytes of a slot: longer packets are dropped.
+    pub slot_stride: u32,
+    /// RTP sequence order, or arrival order.
+    pub order: Option<Order>,
+    /// Legs, 1 or 2; two need an order.
+    pub legs: u8,
+    /// Which packets are the stream's.
+    pub filter: Filter,
+    /// RTP clock rate by payload type, Hz; 0: not known.
+    pub clock_rates: [u32; 128],
+    /// A reliable reader of another process that holds the ring full for this long is made lossy.
+    pub stall_ns: u64,
+}
+
+/// A packet in a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Where it is.
+    pub slot: u32,
+    /// Its length in bytes, as it was on the wire.
+    pub len: u32,
+    /// The slot does not hold all of it.
+    pub truncated: bool,
+    /// It came coalesced with others: its time is theirs.
+    pub coalesced: bool,
+    /// Leg it came on.
+    pub leg: u8,
+    /// CLOCK_MONOTONIC of its arrival, nanoseconds.
+    pub arrival_ns: u64,
+    /// CLOCK_TAI of its arrival, nanoseconds.
+    pub time_ns: u64,
+    /// Addresses and ports.
+    pub flow: Flow,
+}
+
+/// What becomes of a packet's slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The ring has it now.
+    Kept,
+    /// The packet was counted; the slot is free ([`ReceiveCore::give_back`]).
+    Free,
+    /// Not RTP: for the side channel. The slot is free after that.
+    Passed(Kind),
+}
+
+/// Where a leg is with respect to the stream's present sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Not in it (yet).
+    #[default]
+    Out,
+    /// In it.
+    Current,
+    /// Was in it, and its source went on elsewhere.
+    Astray,
+}
+
+/// What the core keeps of a leg.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Leg {
+    /// Addresses of the followed source on this leg.
+    pub(super) flow: Option<Flow>,
+    /// Its place in the source table.
+    pub(super) source: u16,
+    pub(super) place: Place,
+    /// Stream's extended sequence less this leg's.
+    pub(super) delta: u64,
+    /// Latest of its packets in the stream's sequence.
+    pub(super) latest: u64,
+    /// Last packet of the followed source.
+    pub(super) last_ns: u64,
+    pub(super) figures: LegFigures,
+}
+
+/// The merged sequence of an ordered stream.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Run {
+    pub(super) base: u64,
+    pub(super) highest: u64,
+    /// Expected in earlier runs.
+    pub(super) prior: u64,
+}
+
+impl Run {
+    pub(super) fn expected(&self) -> u64 {
+        self.prior.wrapping_add(self.highest.wrapping_sub(self.base)).wrapping_add(1)
+    }
+}
+
+/// A receive stream.
+#[derive(Debug)]
+pub struct ReceiveCore<M: Memory> {
+    pub(super) config: Config,
+    pub(super) slot_count: u32,
+    pub(super) staging: Staging<M::Entries, M::Slots>,
+    pub(super) table: Table<M::Sources, M::Index>,
+    pub(super) readers: Readers,
+    pub(super) hold: Hold<M::Held>,
+    pub(super) candidate: Option<Candidate>,
+    /// SSRC of the followed source, once there is one.
+    pub(super) followed: Option<u32>,
+    pub(super) run: Run,
+    /// The followed source has said BYE.
+    pub(super) bye: bool,
+    pub(super) legs: [Leg; LEGS_MAX],
+    pub(super) counters: StreamCounters,
+    /// First position that may not be written.
+    pub(super) limit: Option<u64>,
+}
+
+impl<M: Memory> ReceiveCore<M> {
+    /// A stream with nothing received.
+    pub fn new(config: Config, storage: Storage<M>) -> Self {
+        let slot_count = storage.entries.len() as u32;
+        let order = config.order.unwrap_or(Order { reorder_ns: 0, window: 1 });
+        let leg = Leg { source: SOURCE_NONE, ..Leg::default() };
+        Self {
+            slot_count,
+            staging: Staging::new(storage.entries, storage.slots, config.start, order, config.legs),
+            table: Table::new(storage.sources, storage.index),
+            readers: Readers::new(),
+            hold: Hold::new(storage.held),
+            candidate: None,
+            followed: None,
+            run: Run::default(),
+            bye: false,
+            legs: [leg; LEGS_MAX],
+            counters: StreamCounters::default(),
+            limit: None,
+            config,
+        }
+    }
+
+    /// Takes free slots for the network to write into. Returns how many of `slots` were filled.
+    pub fn take_slots(&mut self, slots: &mut [u32]) -> usize {
+        let mut taken = 0_usize;
+        for place in slots {
+            let Some(slot) = self.staging.free().pop() else { break };
+            *place = slot;
+            taken = taken.wrapping_add(1);
+        }
+        taken
+    }
+
+    /// Gives back a slot from [`take_slots`](Self::take_slots) that no packet was kept in.
+    pub fn give_back(&mut self, slot: u32) {
+        self.staging.free().push(slot);
+    }
+
+    /// The readers.
+    pub fn readers(&self) -> &Readers {
+        &self.readers
+    }
+
+    /// The readers, to be changed. Ends with [`refresh_limit`](Self::refresh_limit).
+    pub fn readers_mut(&mut self) -> &mut Readers {
+        &mut self.readers
+    }
+
+    /// Learns from the readers' accepted tails which positions may be written.
+    pub fn refresh_limit(&mut self) {
+        self.limit = self.readers.limit(self.slot_count);
+    }
+
+    /// One packet. `bytes` is what the slot holds of it.
+    pub fn packet(&mut self, view: &RingView<'_>, packet: &Packet, bytes: &[u8]) -> Verdict {
+        let kind = header::classify(bytes);
+        if kind != Kind::Rtp {
+            self.count_passed(kind);
+            return Verdict::Passed(kind);
+        }
+        bump(&mut self.counters.received);
+        if packet.truncated || packet.len > self.config.slot_stride {
+            bump(&mut self.counters.dropped_oversize);
+            return Verdict::Free;
+        }
+        let Ok(header) = header::parse(bytes) else {
+            bump(&mut self.counters.dropped_invalid);
+            return Verdict::Free;
+        };
+        if !self.config.filter.takes(&header, &packet.flow, packet.leg) {
+            bump(&mut self.counters.dropped_filtered);
+            return Verdict::Free;
+        }
+        let descriptor = describe(packet, &header);
+        let key = Key { flow: packet.flow, ssrc: header.ssrc, leg: packet.leg };
+        let held = Held { descriptor, arrival_ns: packet.arrival_ns };
+        if self.config.order.is_some() {
+            self.ordered(view, &held, &key)
+        } else {
+            self.unordered(view, &held, &key)
+        }
+    }
+
+    /// A packet for which there was no slot. `bytes` is where it is instead.
+    pub fn without_slot(&mut self, bytes: &[u8]) -> Verdict {
+        let kind = header::classify(bytes);
+        if kind != Kind::Rtp {
+            self.count_passed(kind);
+            return Verdict::Passed(kind);
+        }
+        bump(&mut self.counters.received);
+        bump(&mut self.counters.dropped_ring_full);
+        Verdict::Free
+    }
+
+    /// A packet of another socket that belongs to the stream's session: RTCP on a port of its own.
+    pub fn passed(&mut self, kind: Kind) {
+        self.count_passed(kind);
+    }
+
+    /// A packet that is no RTP and belongs to the stream all the same: the raw pattern of a device.
+    pub fn raw(&mut self, view: &RingView<'_>, packet: &Packet, sequence: u64) -> Verdict {
+        bump(&mut self.counters.received);
+        let descriptor = Descriptor {
+            sequence,
+            time_ns: packet.time_ns,
+            slot: packet.slot,
+            len: packet.len,
+            payload_len: packet.len,
+            source: SOURCE_NONE,
+            flags: flag::RAW,
+            ..Descriptor::default()
+        };
+        match self.staging.append(view, descriptor, packet.arrival_ns, self.limit) {
+            Placement::New { .. } => {
+                bump(&mut self.counters.unique);
+                add(&mut self.counters.bytes, u64::from(packet.len));
+                Verdict::Kept
+            }
+            _ => {
+                bump(&mut self.counters.dropped_ring_full);
+                Verdict::Free
+            }
+        }
+    }
+
+    fn count_passed(&mut self, kind: Kind) {
+        bump(match kind {
+            Kind::Rtcp => &mut self.counters.passed_rtcp,
+            Kind::Stun => &mut self.counters.passed_stun,
+            Kind::Dtls => &mut self.counters.passed_dtls,
+            Kind::Rtp | Kind::Other => &mut self.counters.passed_other,
+        });
+    }
+
+    pub(super) fn clock_rate(&self, payload_type: u8) -> u32 {
+        self.config.clock_rates.get(usize::from(payload_type)).copied().unwrap_or(0)
+    }
+
+    /// How far a packet may come behind the highest before it counts as a restart.
+    pub(super) fn misorder(&self) -> u32 {
+        match self.config.order {
+            Some(_) => self.staging.window().max(100),
+            None => 100,
+        }
+    }
+
+    fn unordered(&mut self, view: &RingView<'_>, held: &Held, key: &Key) -> Verdict {
+        let mut descriptor = held.descriptor;
+        let clock_rate = self.clock_rate(descriptor.payload_type);
+        let misorder = self.misorder();
+        match self.table.find_or_insert(key, clock_rate, held.arrival_ns) {
+            None => {
+                bump(&mut self.counters.sources_untracked);
+                bump(&mut self.counters.unique);
+                bump(&mut self.counters.expected);
+                add(&mut self.counters.bytes, u64::from(descriptor.payload_len));
+            }
+            Some(at) => {
+                descriptor.source = at;
+                let Some(entry) = self.table.touch(at) else { return Verdict::Free };
+                entry.payload_type = descriptor.payload_type;
+                let before = Totals::of(entry);
+                let step = entry.source.observe(&seen(held), misorder);
+                let after = Totals::of(entry);
+                self.count_source(&before, &after);
+                match step {
+                    Step::Duplicate { .. } => {
+                        bump(&mut self.counters.duplicate);
+                        self.count_leg(key.leg, held, &Placement::Duplicate { first_ns: None });
+                        return Verdict::Free;
+                    }
+                    Step::Gap { ext, missing } => {
+                        descriptor.sequence = ext;
+                        descriptor.flags |= flag::DISCONTINUITY;
+                        descriptor.count = missing;
+                    }
+                    Step::First { ext }
+                    | Step::Next { ext }
+                    | Step::Reordered { ext }
+                    | Step::Restart { ext, .. } => descriptor.sequence = ext,
+                    Step::Stray => descriptor.flags |= flag::DISCONTINUITY,
+                }
+            }
+        }
+        let placement = self.staging.append(view, descriptor, held.arrival_ns, self.limit);
+        self.count_leg(key.leg, held, &placement);
+        match placement {
+            Placement::New { .. } => Verdict::Kept,
+            _ => {
+                bump(&mut self.counters.dropped_ring_full);
+                Verdict::Free
+            }
+        }
+    }
+
+    /// Adds what one packet changed in its source's figures to the stream's.
+    fn count_source(&mut self, before: &Totals, after: &Totals) {
+        let counters = &mut self.counters;
+        add(&mut counters.unique, after.unique.wrapping_sub(before.unique));
+        add(&mut counters.bytes, after.bytes.wrapping_sub(before.bytes));
+        add(&mut counters.expected, after.expected.wrapping_sub(before.expected));
+        add(&mut counters.reordered, after.reordered.wrapping_sub(before.reordered));
+        add(&mut counters.restarts, after.restarts.wrapping_sub(before.restarts));
+    }
+
+    pub(super) fn count_leg(&mut self, leg: u8, held: &Held, placement: &Placement) {
+        let Some(leg) = self.legs.get_mut(usize::from(leg)) else { return };
+        let figures = &mut leg.figures;
+        bump(&mut figures.received);
+        add(&mut figures.bytes, u64::from(held.descriptor.payload_len));
+        figures.last_ns = held.arrival_ns;
+        match placement {
+            Placement::New { .. } => bump(&mut figures.first),
+            Placement::Late { .. } => bump(&mut figures.late),
+            Placement::RingFull => {}
+            Placement::Duplicate { first_ns } => {
+                bump(&mut figures.duplicate);
+                if let Some(first_ns) = first_ns {
+                    sample_skew(figures, distance(held.arrival_ns, *first_ns));
+                }
+            }
+        }
+    }
+
+    /// Publishes what is due at `now_ns`: gaps whose time is over, a source that takes over.
+    pub fn expire(&mut self, view: &RingView<'_>, now_ns: u64) {
+        self.try_switch(view, now_ns);
+        self.staging.expire(view, now_ns);
+    }
+
+    /// When [`expire`](Self::expire) has something to do, CLOCK_MONOTONIC in nanoseconds. It may have
+    /// nothing to do yet when that time comes; ask again then.
+    pub fn next_deadline(&mut self) -> Option<u64> {
+        match (self.staging.next_deadline(), self.switch_due()) {
+            (Some(gap), Some(switch)) => Some(gap.min(switch)),
+            (gap, switch) => gap.or(switch),
+        }
+    }
+
+    /// Makes everything placed so far visible and accounts for readers that were overrun. Returns
+    /// whether readers have something new.
+    pub fn flush(&mut self, view: &RingView<'_>, now_ns: u64) -> bool {
+        let news = self.staging.publish(view);
+        let tally = self.staging.take_tally();
+        add(&mut self.counters.published, tally.published);
+        add(&mut self.counters.gap_positions, tally.lost_positions);
+        add(&mut self.counters.epochs, tally.epochs);
+        let claim = self.staging.claim();
+        self.readers.lap(claim, self.slot_count);
+        let demoted =
+            self.readers.demote_stalled(now_ns, self.config.stall_ns, claim, self.slot_count);
+        add(&mut self.counters.readers_demoted, u64::from(demoted));
+        if let Some(limit) = self.limit {
+            let used = u64::from(self.slot_count).wrapping_sub(limit.wrapping_sub(claim));
+            self.counters.high_watermark = self.counters.high_watermark.max(used);
+        }
+        news
+    }
+
+    /// Ends the stream: gaps are given up, held packets counted. `flush` follows.
+    pub fn finish(&mut self, view: &RingView<'_>) {
+        self.drop_candidate();
+        self.staging.settle_all(view);
+    }
+
+    /// Next position to publish.
+    pub fn head(&self) -> u64 {
+        self.staging.head()
+    }
+
+    /// The stream's counters now.
+    pub fn counters(&self, now_ns: u64) -> StreamCounters {
+        let expected =
+            if self.followed.is_some() { self.run.expected() } else { self.counters.expected };
+        StreamCounters {
+            staged: self.staging.staged().wrapping_add(self.hold.len() as u64),
+            expected,
+            lost: expected.saturating_sub(self.counters.unique),
+            recovered: (0..LEGS_MAX)
+                .fold(0, |sum: u64, leg| sum.wrapping_add(self.staging.alone(leg))),
+            sources: self.table.used() as u64,
+            readers: self.readers.count() as u64,
+            updated_ns: now_ns,
+            ..self.counters
+        }
+    }
+
+    /// The counters that the engine keeps: those of sockets, wake-ups and simulated bursts.
+    pub fn counters_mut(&mut self) -> &mut StreamCounters {
+        &mut self.counters
+    }
+
+    /// Figures of `leg`.
+    pub fn leg_figures(&self, leg: usize) -> LegFigures {
+        let Some(state) = self.legs.get(leg) else { return LegFigures::default() };
+        let mut figures = state.figures;
+        figures.source = u64::from(state.source);
+        figures.recovered = self.staging.alone(leg);
+        match self.table.get(state.source).filter(|_| self.config.order.is_some()) {
+            Some(entry) => {
+                let source = entry.source.figures();
+                figures.expected = source.expected;
+                figures.lost = source.lost;
+                figures.reordered = source.reordered;
+                figures.jitter_q4_ns = source.jitter_q4_ns;
+            }
+            None => {
+                figures.expected = self.counters.expected;
+                figures.lost = self.counters.expected.saturating_sub(self.counters.unique);
+                figures.reordered = self.counters.reordered;
+            }
+        }
+        figures
+    }
+
+    /// The figures of `leg` that the engine keeps: those of its socket.
+    pub fn leg_figures_mut(&mut self, leg: usize) -> Option<&mut LegFigures> {
+        self.legs.get_mut(leg).map(|leg| &mut leg.figures)
+    }
+
+    /// The next source whose figures changed since it was last taken here.
+    pub fn take_dirty_source(&mut self) -> Option<(u16, SourceFigures)> {
+        self.table.take_dirty()
+    }
+
+    /// Changes how long gaps stay open, nanoseconds.
+    pub fn set_reorder_ns(&mut self, reorder_ns: u64) {
+        self.staging.set_reorder_ns(reorder_ns);
+    }
+}
+
+/// The figures of a source that a stream sums up.
+struct Totals {
+    unique: u64,
+    bytes: u64,
+    expected: u64,
+    reordered: u64,
+    restarts: u64,
+}
+
+impl Totals {
+    #[inline]
+    fn of(entry: &SourceEntry) -> Self {
+        let source = &entry.source;
+        Self {
+            unique: source.unique(),
+            bytes: source.bytes(),
+            expected: source.expected(),
+            reordered: source.reordered(),
+            restarts: source.restarts(),
+        }
+    }
+}
+
+#[inline]
+pub(super) fn bump(counter: &mut u64) {
+    *counter = counter.wrapping_add(1);
+}
+
+#[inline]
+pub(super) fn add(counter: &mut u64, amount: u64) {
+    *counter = counter.wrapping_add(amount);
+}
+
+pub(super) fn seen(held: &Held) -> Seen {
+    Seen {
+        sequence: held.descriptor.sequence as u16,
+        timestamp: held.descriptor.rtp_timestamp,
+        arrival_ns: held.arrival_ns,
+        payload_len: held.descriptor.payload_len,
+        payload_type: held.descriptor.payload_type,
+        marker: held.descriptor.has(flag::MARKER),
+    }
+}
+
+fn describe(packet: &Packet, header: &RtpHeader) -> Descriptor {
+    let mut flags = 0;
+    if header.marker {
+        flags |= flag::MARKER;
+    }
+    if packet.coalesced {
+        flags |= flag::COALESCED_TIME;
+    }
+    Descriptor {
+        sequence: u64::from(header.sequence),
+        time_ns: packet.time_ns,
+        slot: packet.slot,
+        len: packet.len,
+        rtp_timestamp: header.timestamp,
+        ssrc: header.ssrc,
+        count: 0,
+        source: SOURCE_NONE,
+        flags,
+        payload_offset: header.payload_offset as u16,
+        payload_type: header.payload_type,
+        leg: packet.leg,
+        payload_len: header.payload_len as u32,
+        reserved: [0; 2],
+    }
+}
+
+fn sample_skew(figures: &mut LegFigures, skew_ns: i64) {
+    let first = figures.skew_count == 0;
+    bump(&mut figures.skew_count);
+    figures.skew_last_ns = skew_ns as u64;
+    add(&mut figures.skew_sum_ns, skew_ns as u64);
+    if first || skew_ns < figures.skew_min_ns as i64 {
+        figures.skew_min_ns = skew_ns as u64;
+    }
+    if first || skew_ns > figures.skew_max_ns as i64 {
+        figures.skew_max_ns = skew_ns as u64;
+    }
+}

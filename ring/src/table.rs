@@ -1,0 +1,297 @@
+//! The source table: who sends, found by leg, addresses and SSRC.
+//!
+//! What lives here: lookup, insertion, eviction of idle sources. What does not: figures
+//! ([`super::source`]) and which source an ordered stream follows ([`super::follow`]).
+//!
+//! Open addressing with linear probing over an index of 16-bit table positions, at most half full.
+//! Storage is the caller's: nothing is allocated.
+
+use core::ops::DerefMut;
+
+use super::abi::{SourceFigures, SOURCE_NONE};
+use super::source::Source;
+
+/// Addresses and ports of a packet. IPv4 addresses stand in the first four bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Flow {
+    /// 4 or 6; 0: not from a network.
+    pub family: u8,
+    /// Source address, network order.
+    pub source: [u8; 16],
+    /// Destination address, network order.
+    pub destination: [u8; 16],
+    /// Source port.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+}
+
+/// What identifies a source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Key {
+    /// Addresses and ports.
+    pub flow: Flow,
+    /// RTP synchronisation source.
+    pub ssrc: u32,
+    /// Leg it came on.
+    pub leg: u8,
+}
+
+impl Key {
+    /// FNV-1a over 64-bit pieces. Senders choose addresses and SSRC: a probe sequence is bounded by
+    /// the table's size, which its owner chose.
+    fn hash(&self) -> usize {
+        let words = |bytes: &[u8; 16]| {
+            let value = u128::from_le_bytes(*bytes);
+            [value as u64, (value >> 64) as u64]
+        };
+        let [source_0, source_1] = words(&self.flow.source);
+        let [destination_0, destination_1] = words(&self.flow.destination);
+        let ports = u64::from(self.flow.source_port) << 16 | u64::from(self.flow.destination_port);
+        let rest =
+            u64::from(self.ssrc) << 16 | u64::from(self.leg) << 8 | u64::from(self.flow.family);
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for word in [source_0, source_1, destination_0, destination_1, ports, rest] {
+            hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3);
+            hash ^= hash >> 29;
+        }
+        hash as usize
+    }
+}
+
+/// One entry of the table. Fill new storage with [`SourceEntry::FREE`].
+#[derive(Clone, Copy, Debug)]
+pub struct SourceEntry {
+    used: bool,
+    dirty: bool,
+    next_dirty: u16,
+    /// Who it is.
+    pub key: Key,
+    /// Payload type of the latest packet.
+    pub payload_type: u8,
+    /// Its figures.
+    pub source: Source,
+}
+
+impl SourceEntry {
+    /// An entry that nobody uses.
+    pub const FREE: Self = Self {
+        used: false,
+        dirty: false,
+        next_dirty: NOBODY,
+        key: Key {
+            flow: Flow {
+                family: 0,
+                source: [0; 16],
+                destination: [0; 16],
+                source_port: 0,
+                destination_port: 0,
+            },
+            ssrc: 0,
+            leg: 0,
+        },
+        payload_type: 0,
+        source: Source::new(0),
+    };
+
+    /// The entry as it stands in the status pages.
+    pub fn figures(&self) -> SourceFigures {
+        if !self.used {
+            return SourceFigures::default();
+        }
+        let halves = |bytes: &[u8; 16]| {
+            let value = u128::from_le_bytes(*bytes);
+            (value as u64, (value >> 64) as u64)
+        };
+        let flow = &self.key.flow;
+        let (source_address_0, source_address_1) = halves(&flow.source);
+        let (destination_address_0, destination_address_1) = halves(&flow.destination);
+        SourceFigures {
+            key: u64::from(flow.family)
+                | u64::from(flow.source_port) << 16
+                | u64::from(flow.destination_port) << 32
+                | u64::from(self.key.leg) << 48
+                | u64::from(self.payload_type) << 56,
+            source_address_0,
+            source_address_1,
+            destination_address_0,
+            destination_address_1,
+            ssrc_clock_rate: u64::from(self.key.ssrc)
+                | u64::from(self.source.latest_clock_rate()) << 32,
+            ..self.source.figures()
+        }
+    }
+}
+
+/// A source that sent nothing for this long gives its entry up when another needs it.
+const IDLE_NS: u64 = 60_000_000_000;
+/// Entries looked at for an idle one, each time the table is full.
+const EVICTION_STEPS: usize = 16;
+const NOBODY: u16 = SOURCE_NONE;
+
+/// The table. `T` holds the entries, `I` the index: a power of two, at least twice as many.
+#[derive(Debug)]
+pub struct Table<T, I> {
+    entries: T,
+    index: I,
+    used: usize,
+    /// Where to look for the next free or idle entry.
+    hand: usize,
+    /// First of the list of entries to publish again.
+    dirty: u16,
+    /// Entry found last: packets come in runs.
+    latest: u16,
+}
+
+impl<T, I> Table<T, I>
+where
+    T: DerefMut<Target = [SourceEntry]>,
+    I: DerefMut<Target = [u16]>,
+{
+    /// An empty table.
+    pub fn new(mut entries: T, mut index: I) -> Self {
+        entries.fill(SourceEntry::FREE);
+        index.fill(NOBODY);
+        Self { entries, index, used: 0, hand: 0, dirty: NOBODY, latest: 0 }
+    }
+
+    /// Entries in use.
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    /// The entry at `at`, in use or not.
+    pub fn get(&self, at: u16) -> Option<&SourceEntry> {
+        self.entries.get(usize::from(at))
+    }
+
+    /// The entry at `at`, to be changed: it will be published again.
+    #[inline]
+    pub fn touch(&mut self, at: u16) -> Option<&mut SourceEntry> {
+        let entry = self.entries.get_mut(usize::from(at)).filter(|entry| entry.used)?;
+        if !entry.dirty {
+            entry.dirty = true;
+            entry.next_dirty = core::mem::replace(&mut self.dirty, at);
+        }
+        Some(entry)
+    }
+
+    /// Finds `key`, or gives it an entry with `clock_rate`. `None`: the table is full of sources that
+    /// are not idle.
+    #[inline]
+    pub fn find_or_insert(&mut self, key: &Key, clock_rate: u32, now_ns: u64) -> Option<u16> {
+        let latest = self.entries.get(usize::from(self.latest));
+        if !latest.is_some_and(|entry| entry.used && entry.key == *key) {
+            self.latest = match self.find(key) {
+                Some(at) => at,
+                None => self.insert(key, clock_rate, now_ns)?,
+            };
+        }
+        Some(self.latest)
+    }
+
+    fn insert(&mut self, key: &Key, clock_rate: u32, now_ns: u64) -> Option<u16> {
+        let at = self.free_entry(now_ns)?;
+        let mask = self.index.len().checked_sub(1)?;
+        let mut place = key.hash() & mask;
+        for _ in 0..self.index.len() {
+            match self.index.get_mut(place) {
+                Some(index) if *index == NOBODY => {
+                    *index = at;
+                    break;
+                }
+                _ => place = place.wrapping_add(1) & mask,
+            }
+        }
+        let entry = self.entries.get_mut(usize::from(at))?;
+        *entry = SourceEntry {
+            used: true,
+            key: *key,
+            source: Source::new(clock_rate),
+            ..SourceEntry::FREE
+        };
+        self.used = self.used.wrapping_add(1);
+        Some(at)
+    }
+
+    fn find(&self, key: &Key) -> Option<u16> {
+        let mask = self.index.len().checked_sub(1)?;
+        let mut place = key.hash() & mask;
+        for _ in 0..self.index.len() {
+            let at = self.index.get(place).copied().filter(|at| *at != NOBODY)?;
+            if self.entries.get(usize::from(at)).is_some_and(|entry| entry.key == *key) {
+                return Some(at);
+            }
+            place = place.wrapping_add(1) & mask;
+        }
+        None
+    }
+
+    fn free_entry(&mut self, now_ns: u64) -> Option<u16> {
+        let len = self.entries.len();
+        let steps = if self.used < len { len } else { EVICTION_STEPS.min(len) };
+        for _ in 0..steps {
+            let at = self.hand;
+            self.hand = at.wrapping_add(1);
+            if self.hand >= len {
+                self.hand = 0;
+            }
+            let entry = self.entries.get(at)?;
+            if !entry.used {
+                return u16::try_from(at).ok();
+            }
+            let idle = now_ns.saturating_sub(entry.source.last_arrival_ns());
+            if self.used >= len && idle >= IDLE_NS && !entry.dirty {
+                let key = entry.key;
+                self.remove(&key);
+                return u16::try_from(at).ok();
+            }
+        }
+        None
+    }
+
+    fn remove(&mut self, key: &Key) {
+        let Some(mask) = self.index.len().checked_sub(1) else { return };
+        let Some(at) = self.find(key) else { return };
+        let mut hole = key.hash() & mask;
+        while self.index.get(hole).is_some_and(|index| *index != at) {
+            hole = hole.wrapping_add(1) & mask;
+        }
+        // Close the hole: move back every later entry of this run that may not stand behind it.
+        let mut place = hole;
+        for _ in 0..self.index.len() {
+            place = place.wrapping_add(1) & mask;
+            let Some(moved) = self.index.get(place).copied().filter(|at| *at != NOBODY) else {
+                break;
+            };
+            let Some(home) = self.entries.get(usize::from(moved)).map(|entry| entry.key.hash())
+            else {
+                break;
+            };
+            let from_home = place.wrapping_sub(home & mask) & mask;
+            let from_hole = place.wrapping_sub(hole) & mask;
+            if from_home >= from_hole {
+                if let Some(index) = self.index.get_mut(hole) {
+                    *index = moved;
+                }
+                hole = place;
+            }
+        }
+        if let Some(index) = self.index.get_mut(hole) {
+            *index = NOBODY;
+        }
+        if let Some(entry) = self.entries.get_mut(usize::from(at)) {
+            *entry = SourceEntry::FREE;
+        }
+        self.used = self.used.wrapping_sub(1);
+    }
+
+    /// The next entry that changed since it was last taken here, with its place in the table.
+    pub fn take_dirty(&mut self) -> Option<(u16, SourceFigures)> {
+        let at = self.dirty;
+        let entry = self.entries.get_mut(usize::from(at))?;
+        self.dirty = core::mem::replace(&mut entry.next_dirty, NOBODY);
+        entry.dirty = false;
+        Some((at, entry.figures()))
+    }
+}

@@ -1,0 +1,853 @@
+//! Behaviour of a whole receive stream, against plain oracles: what is published, in which order,
+//! what is counted.
+
+#![cfg(not(loom))]
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use rtp_mgr_ring::abi::{flag, Descriptor, StreamCounters, DESC_WORDS};
+use rtp_mgr_ring::atomic::Word;
+use rtp_mgr_ring::follow::{Held, SILENCE_NS};
+use rtp_mgr_ring::header;
+use rtp_mgr_ring::producer::Mode;
+use rtp_mgr_ring::receive::{Config, Filter, Memory, Packet, ReceiveCore, Storage, Verdict};
+use rtp_mgr_ring::staging::{Entry, Order};
+use rtp_mgr_ring::table::{Flow, SourceEntry};
+use rtp_mgr_ring::view::RingView;
+
+const MS: u64 = 1_000_000;
+
+#[derive(Debug)]
+struct Heap;
+
+impl Memory for Heap {
+    type Entries = Box<[Entry]>;
+    type Slots = Box<[u32]>;
+    type Sources = Box<[SourceEntry]>;
+    type Index = Box<[u16]>;
+    type Held = Box<[Held]>;
+}
+
+fn boxed<T: Clone>(value: T, len: usize) -> Box<[T]> {
+    vec![value; len].into()
+}
+
+/// What a reader sees at one position.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    descriptor: Descriptor,
+}
+
+/// A stream with its memory, a reader that reads everything at once, and the law checked throughout.
+struct Rig {
+    core: ReceiveCore<Heap>,
+    claim: Word,
+    head: Word,
+    descriptors: Vec<[Word; DESC_WORDS]>,
+    next: u64,
+    now: u64,
+    read: Vec<Seen>,
+    slots: usize,
+    reader: Option<usize>,
+}
+
+#[derive(Clone, Copy)]
+struct Setup {
+    order: u32,
+    reorder_ms: Option<u64>,
+    legs: u8,
+    start: u64,
+    clock_rate: u32,
+    filter: Filter,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            order: 6,
+            reorder_ms: Some(20),
+            legs: 1,
+            start: 0,
+            clock_rate: 90_000,
+            filter: Filter::default(),
+        }
+    }
+}
+
+fn flow(leg: u8, host: u8) -> Flow {
+    let mut source = [0; 16];
+    source[..4].copy_from_slice(&[10, 0, leg, host]);
+    Flow { family: 4, source, source_port: 4000, destination_port: 5004, ..Flow::default() }
+}
+
+#[derive(Clone, Copy)]
+struct Sent {
+    sequence: u16,
+    timestamp: u32,
+    ssrc: u32,
+    leg: u8,
+    host: u8,
+}
+
+impl Sent {
+    fn new(sequence: u16) -> Self {
+        Self {
+            sequence,
+            timestamp: u32::from(sequence).wrapping_mul(90),
+            ssrc: 0x1234,
+            leg: 0,
+            host: 1,
+        }
+    }
+
+    fn leg(self, leg: u8) -> Self {
+        Self { leg, ..self }
+    }
+
+    fn ssrc(self, ssrc: u32) -> Self {
+        Self { ssrc, ..self }
+    }
+
+    fn host(self, host: u8) -> Self {
+        Self { host, ..self }
+    }
+
+    fn timestamp(self, timestamp: u32) -> Self {
+        Self { timestamp, ..self }
+    }
+}
+
+impl Rig {
+    fn new(setup: Setup) -> Self {
+        let positions = 1_usize << setup.order;
+        let slots = positions + positions / 2 + 8;
+        let mut clock_rates = [0; 128];
+        clock_rates[33] = setup.clock_rate;
+        let config = Config {
+            start: setup.start,
+            slot_stride: 2048,
+            order: setup
+                .reorder_ms
+                .map(|ms| Order { reorder_ns: ms * MS, window: positions as u32 / 2 }),
+            legs: setup.legs,
+            filter: setup.filter,
+            clock_rates,
+            stall_ns: u64::MAX,
+        };
+        let storage = Storage {
+            entries: boxed(Entry::EMPTY, positions),
+            slots: boxed(0, slots),
+            sources: boxed(SourceEntry::FREE, 64),
+            index: boxed(0, 128),
+            held: boxed(Held::EMPTY, positions / 2),
+        };
+        Self {
+            core: ReceiveCore::new(config, storage),
+            claim: Word::new(setup.start),
+            head: Word::new(setup.start),
+            descriptors: (0..positions).map(|_| std::array::from_fn(|_| Word::new(0))).collect(),
+            next: setup.start,
+            now: 1_000 * MS,
+            read: Vec::new(),
+            slots,
+            reader: None,
+        }
+    }
+
+    fn with_reliable_reader(mut self) -> Self {
+        let start = self.next;
+        self.reader = self.core.readers_mut().add(Mode::Reliable, false, start, self.now);
+        self.core.refresh_limit();
+        self
+    }
+
+    fn packet(&mut self, sent: Sent) -> Verdict {
+        let mut bytes = [0; 32];
+        header::build(&mut bytes, false, 33, sent.sequence, sent.timestamp, sent.ssrc).unwrap();
+        let mut slot = [0];
+        assert_eq!(self.core.take_slots(&mut slot), 1, "a slot is always free for the network");
+        let packet = Packet {
+            slot: slot[0],
+            len: 32,
+            truncated: false,
+            coalesced: false,
+            leg: sent.leg,
+            arrival_ns: self.now,
+            time_ns: self.now,
+            flow: flow(sent.leg, sent.host),
+        };
+        let view =
+            RingView { claim: &self.claim, head: &self.head, descriptors: &self.descriptors };
+        let verdict = self.core.packet(&view, &packet, &bytes);
+        if verdict != Verdict::Kept {
+            self.core.give_back(slot[0]);
+        }
+        self.core.flush(&view, self.now);
+        self.after();
+        verdict
+    }
+
+    fn wait(&mut self, ns: u64) {
+        self.now += ns;
+        let view =
+            RingView { claim: &self.claim, head: &self.head, descriptors: &self.descriptors };
+        self.core.expire(&view, self.now);
+        self.core.flush(&view, self.now);
+        self.after();
+    }
+
+    fn bye(&mut self, ssrc: u32) {
+        let view =
+            RingView { claim: &self.claim, head: &self.head, descriptors: &self.descriptors };
+        self.core.bye(&view, ssrc, self.now);
+        self.core.flush(&view, self.now);
+        self.after();
+    }
+
+    fn finish(&mut self) {
+        let view =
+            RingView { claim: &self.claim, head: &self.head, descriptors: &self.descriptors };
+        self.core.finish(&view);
+        self.core.flush(&view, self.now);
+        self.after();
+        assert_eq!(self.counters().staged, 0);
+    }
+
+    fn counters(&self) -> StreamCounters {
+        self.core.counters(self.now)
+    }
+
+    /// Reads what is new (the reader without limits) and checks the law and the slots.
+    fn after(&mut self) {
+        if self.reader.is_none() {
+            self.drain();
+        }
+        let counters = self.counters();
+        assert_eq!(
+            counters.received,
+            counters.published
+                + counters.dropped_ring_full
+                + counters.dropped_oversize
+                + counters.dropped_invalid
+                + counters.dropped_filtered
+                + counters.duplicate
+                + counters.late
+                + counters.staged,
+            "the books: {counters:?}"
+        );
+    }
+
+    fn drain(&mut self) {
+        let view =
+            RingView { claim: &self.claim, head: &self.head, descriptors: &self.descriptors };
+        let head = view.head.load_acquire();
+        while self.next != head {
+            let descriptor = view.load(self.next);
+            self.read.push(Seen { descriptor });
+            self.next = self.next.wrapping_add(1);
+        }
+        if let Some(reader) = self.reader {
+            self.core.readers_mut().observe_tail(reader, self.next, head, self.now);
+            self.core.refresh_limit();
+        }
+    }
+
+    /// The 16-bit sequence numbers of the packets read, in order.
+    fn packets(&self) -> Vec<u16> {
+        let packets = self.read.iter().filter(|seen| !seen.descriptor.has(flag::LOST));
+        packets.map(|seen| seen.descriptor.sequence as u16).collect()
+    }
+
+    /// Within an epoch every descriptor continues the one before, its count of missing included.
+    fn assert_continuous(&self) {
+        for pair in self.read.windows(2) {
+            let (a, b) = (&pair[0].descriptor, &pair[1].descriptor);
+            if b.has(flag::DISCONTINUITY) && b.count == 0 {
+                continue;
+            }
+            let missing = if b.has(flag::DISCONTINUITY) { u64::from(b.count) } else { 0 };
+            assert_eq!(b.sequence, a.sequence + 1 + missing, "{a:?} then {b:?}");
+        }
+    }
+
+    fn free_slots(&mut self) -> usize {
+        let mut slots = vec![0; self.slots];
+        let taken = self.core.take_slots(&mut slots);
+        let different: BTreeSet<u32> = slots[..taken].iter().copied().collect();
+        assert_eq!(different.len(), taken, "a slot was given out twice");
+        for slot in &slots[..taken] {
+            self.core.give_back(*slot);
+        }
+        taken
+    }
+}
+
+#[test]
+fn in_order_packets_are_published_at_once_from_the_first_on() {
+    let mut rig = Rig::new(Setup::default());
+    for sequence in 65_500..65_536_u32 + 100 {
+        rig.packet(Sent::new(sequence as u16));
+        rig.now += MS;
+    }
+    assert_eq!(rig.packets().len(), 136);
+    assert_eq!(rig.counters().lost, 0);
+    assert_eq!(rig.counters().epochs, 1);
+    rig.assert_continuous();
+}
+
+#[test]
+fn a_gap_is_published_as_lost_when_its_time_is_over_and_not_before() {
+    let mut rig = Rig::new(Setup::default());
+    rig.packet(Sent::new(10));
+    rig.now += MS;
+    rig.packet(Sent::new(13));
+    assert_eq!(rig.packets(), [10]);
+    assert_eq!(rig.core.next_deadline(), Some(rig.now + 20 * MS));
+    rig.wait(20 * MS - 1);
+    assert_eq!(rig.packets(), [10]);
+    rig.wait(1);
+    assert_eq!(rig.packets(), [10, 13]);
+    let lost: Vec<_> = rig.read.iter().filter(|s| s.descriptor.has(flag::LOST)).collect();
+    assert_eq!(lost.iter().map(|s| s.descriptor.sequence as u16).collect::<Vec<_>>(), [11, 12]);
+    rig.packet(Sent::new(11));
+    assert_eq!(rig.counters().late, 1);
+    rig.packet(Sent::new(11));
+    assert_eq!((rig.counters().late, rig.counters().duplicate), (1, 1));
+    assert_eq!((rig.counters().expected, rig.counters().lost), (4, 1));
+}
+
+#[test]
+fn a_gap_wider_than_the_window_becomes_an_epoch_with_its_count() {
+    let mut rig = Rig::new(Setup::default());
+    rig.packet(Sent::new(10));
+    rig.now += 100 * MS;
+    rig.packet(Sent::new(100));
+    assert_eq!(rig.packets(), [10, 100]);
+    let last = rig.read.last().unwrap().descriptor;
+    assert!(last.has(flag::DISCONTINUITY) && !last.has(flag::LOST));
+    assert_eq!(last.count, 89);
+    rig.packet(Sent::new(10));
+    assert_eq!(rig.counters().duplicate, 1, "the epoch before is remembered");
+    rig.packet(Sent::new(50));
+    assert_eq!(rig.counters().late, 1);
+    assert_eq!(rig.counters().lost, 88, "one came late");
+}
+
+#[test]
+fn outages_are_losses_when_timestamp_and_clock_advance_together_and_restarts_otherwise() {
+    for outage in [100_u32, 2_999, 3_000, 4_000, 32_767, 32_768, 60_000, 65_000] {
+        let mut rig = Rig::new(Setup { order: 8, ..Setup::default() });
+        let mut sequence = 65_000_u16;
+        let mut timestamp = 77_u32;
+        let mut send = |rig: &mut Rig, skip: u32| {
+            sequence = sequence.wrapping_add(skip as u16);
+            timestamp = timestamp.wrapping_add(skip.wrapping_mul(90));
+            rig.now += u64::from(skip) * MS;
+            rig.packet(Sent::new(sequence).timestamp(timestamp));
+        };
+        (0..500).for_each(|_| send(&mut rig, 1));
+        send(&mut rig, outage + 1);
+        (0..500).for_each(|_| send(&mut rig, 1));
+        rig.finish();
+        assert_eq!(rig.packets().len(), 1_001, "outage of {outage}");
+        assert_eq!(rig.counters().lost, u64::from(outage), "outage of {outage}");
+        assert_eq!(rig.counters().restarts, 0, "outage of {outage}");
+        rig.assert_continuous();
+
+        let mut rig = Rig::new(Setup { order: 8, ..Setup::default() });
+        for sequence in 0..500_u16 {
+            rig.packet(Sent::new(sequence));
+            rig.now += MS;
+        }
+        let restart = 500_u16.wrapping_add(outage as u16);
+        for step in 0..500_u16 {
+            let sent = Sent::new(restart.wrapping_add(step));
+            rig.packet(sent.timestamp(0x8000_0000 + u32::from(step) * 90));
+            rig.now += MS;
+        }
+        rig.finish();
+        assert_eq!(rig.packets().len(), 1_000, "restart at +{outage}");
+        // MAX_DROPOUT and MAX_MISORDER of RFC 3550 A.1, the latter widened to the window.
+        let far = (3_000..65_536 - 128).contains(&(outage + 1));
+        assert_eq!(rig.counters().restarts, u64::from(far), "restart at +{outage}");
+    }
+}
+
+#[test]
+fn a_restart_is_an_epoch_and_loses_nothing() {
+    let mut rig = Rig::new(Setup::default());
+    for sequence in 30_000..30_050 {
+        rig.packet(Sent::new(sequence));
+        rig.now += MS;
+    }
+    for sequence in 28_000..28_050 {
+        rig.packet(Sent::new(sequence).timestamp(5));
+        rig.now += MS;
+    }
+    rig.finish();
+    let expected: Vec<u16> = (30_000..30_050).chain(28_000..28_050).collect();
+    assert_eq!(rig.packets(), expected);
+    let counters = rig.counters();
+    assert_eq!((counters.restarts, counters.epochs), (1, 2));
+    assert_eq!((counters.expected, counters.lost, counters.unique), (100, 0, 100));
+    assert!(rig.read[50].descriptor.has(flag::DISCONTINUITY));
+}
+
+#[test]
+fn a_single_packet_far_out_of_sequence_is_counted_and_not_delivered() {
+    let mut rig = Rig::new(Setup::default());
+    for sequence in 1_000..1_010 {
+        rig.packet(Sent::new(sequence));
+    }
+    rig.packet(Sent::new(40_000).timestamp(1));
+    assert_eq!(rig.counters().staged, 1, "held until the next packet tells");
+    for sequence in 1_010..1_200 {
+        rig.packet(Sent::new(sequence));
+    }
+    assert_eq!(rig.packets(), (1_000..1_200).collect::<Vec<u16>>());
+    assert_eq!(rig.counters().staged, 0);
+    assert_eq!((rig.counters().dropped_invalid, rig.counters().lost), (1, 0));
+}
+
+#[test]
+fn a_restart_among_late_packets_of_the_old_run_loses_nothing() {
+    let mut rig = Rig::new(Setup::default());
+    for sequence in [1_000, 1_001, 1_002, 1_003] {
+        rig.packet(Sent::new(sequence));
+    }
+    rig.packet(Sent::new(40_000).timestamp(9));
+    rig.packet(Sent::new(1_004));
+    rig.packet(Sent::new(40_001).timestamp(9));
+    rig.packet(Sent::new(40_002).timestamp(9));
+    rig.finish();
+    assert_eq!(rig.packets(), [1_000, 1_001, 1_002, 1_003, 1_004, 40_000, 40_001, 40_002]);
+    let counters = rig.counters();
+    assert_eq!((counters.restarts, counters.lost, counters.dropped_invalid), (1, 0, 0));
+}
+
+#[test]
+fn another_source_on_both_legs_takes_over_and_is_merged() {
+    let mut rig = Rig::new(Setup { order: 8, legs: 2, ..Setup::default() });
+    for sequence in 0..50 {
+        rig.packet(Sent::new(sequence).ssrc(7));
+        rig.packet(Sent::new(sequence).ssrc(7).leg(1));
+        rig.wait(MS);
+    }
+    for sequence in 60_000..60_100 {
+        // The new sender's legs lose every fifth and every seventh packet.
+        if sequence % 5 != 0 {
+            rig.packet(Sent::new(sequence).ssrc(8));
+        }
+        if sequence % 7 != 0 {
+            rig.packet(Sent::new(sequence).ssrc(8).leg(1));
+        }
+        rig.wait(5 * MS);
+    }
+    rig.finish();
+    let new: Vec<u16> =
+        (60_000..60_100).filter(|sequence| sequence % 5 != 0 || sequence % 7 != 0).collect();
+    let expected: Vec<u16> = (0..50).chain(new).collect();
+    assert_eq!(rig.packets(), expected);
+    assert_eq!(rig.counters().restarts, 0);
+}
+
+#[test]
+fn another_source_is_filtered_while_the_first_lives_and_takes_over_with_all_it_sent_after() {
+    for second in [0_u32, 0xffff_ffff] {
+        let mut rig = Rig::new(Setup::default());
+        for sequence in 0..20_u16 {
+            rig.packet(Sent::new(sequence).ssrc(7));
+            rig.now += MS;
+            rig.packet(Sent::new(500 + sequence).ssrc(second));
+        }
+        assert_eq!(rig.counters().dropped_filtered, 19, "the last is held");
+        // The first is silent from here; the other goes on every 20 ms.
+        for sequence in 520..529_u16 {
+            rig.wait(20 * MS);
+            rig.packet(Sent::new(sequence).ssrc(second));
+        }
+        assert_eq!(rig.packets(), (0..20).collect::<Vec<u16>>());
+        let due = rig.core.next_deadline().expect("the takeover is due without another packet");
+        rig.wait(due - rig.now);
+        let expected: Vec<u16> = (0..20).chain(519..529).collect();
+        assert_eq!(rig.packets(), expected);
+        assert!(rig.read[20].descriptor.has(flag::DISCONTINUITY));
+        assert_eq!(rig.read[20].descriptor.ssrc, second);
+        assert_eq!(rig.counters().restarts, 0);
+        assert_eq!(rig.counters().epochs, 2);
+    }
+}
+
+#[test]
+fn another_source_takes_over_at_once_after_bye() {
+    let mut rig = Rig::new(Setup::default());
+    for sequence in 0..5 {
+        rig.packet(Sent::new(sequence).ssrc(7));
+    }
+    rig.bye(7);
+    rig.packet(Sent::new(9_000).ssrc(8));
+    assert_eq!(rig.packets(), [0, 1, 2, 3, 4, 9_000]);
+}
+
+#[test]
+fn the_same_ssrc_from_another_address_is_another_source() {
+    let mut rig = Rig::new(Setup::default());
+    for sequence in 0..5 {
+        rig.packet(Sent::new(sequence));
+        rig.packet(Sent::new(sequence).host(2));
+    }
+    assert_eq!(rig.packets(), [0, 1, 2, 3, 4]);
+    assert_eq!(rig.counters().dropped_filtered, 4);
+    rig.finish();
+    assert_eq!(rig.counters().dropped_filtered, 5);
+}
+
+#[test]
+fn a_named_source_is_the_only_one_taken() {
+    let filter = Filter { ssrc: Some(0), ..Filter::default() };
+    let mut rig = Rig::new(Setup { filter, ..Setup::default() });
+    rig.packet(Sent::new(1).ssrc(5));
+    rig.packet(Sent::new(2).ssrc(0));
+    assert_eq!(rig.packets(), [2]);
+    assert_eq!(rig.counters().dropped_filtered, 1);
+}
+
+#[test]
+fn a_full_ring_drops_the_newest_and_marks_where() {
+    for reorder_ms in [None, Some(20)] {
+        let mut rig =
+            Rig::new(Setup { order: 4, reorder_ms, ..Setup::default() }).with_reliable_reader();
+        for sequence in 0..30 {
+            rig.packet(Sent::new(sequence));
+        }
+        assert_eq!(rig.counters().dropped_ring_full, 14);
+        assert_eq!(rig.counters().high_watermark, 16);
+        rig.drain();
+        for sequence in 30..40 {
+            rig.packet(Sent::new(sequence));
+        }
+        rig.drain();
+        assert_eq!(rig.packets(), (0..16).chain(30..40).collect::<Vec<u16>>());
+        let marked = rig.read[16].descriptor;
+        assert!(marked.has(flag::DISCONTINUITY | flag::RING_FULL));
+        assert_eq!(marked.count, 14);
+        assert_eq!((rig.counters().unique, rig.counters().lost), (40, 0));
+        rig.assert_continuous();
+    }
+}
+
+#[test]
+fn two_legs_ten_milliseconds_apart_at_130_000_packets_per_second_never_restart() {
+    let mut rig = Rig::new(Setup { order: 12, legs: 2, ..Setup::default() });
+    let step = 1_000_000_000 / 130_000;
+    let lag = 1_300;
+    let total = 70_000_u32;
+    for tick in 0..total + lag {
+        if tick < total {
+            rig.packet(Sent::new(tick as u16).timestamp(tick));
+        }
+        if tick >= lag {
+            let late = tick - lag;
+            rig.packet(Sent::new(late as u16).timestamp(late).leg(1));
+        }
+        rig.wait(step);
+    }
+    rig.finish();
+    let counters = rig.counters();
+    assert_eq!((counters.published, counters.duplicate), (70_000, 70_000));
+    assert_eq!((counters.restarts, counters.epochs, counters.lost), (0, 1, 0));
+    assert_eq!(counters.recovered, 0);
+    let skew = rig.core.leg_figures(1);
+    assert_eq!(skew.skew_count, 70_000);
+    assert_eq!(skew.skew_min_ns, u64::from(lag) * step);
+    assert_eq!(skew.skew_max_ns, u64::from(lag) * step);
+}
+
+#[test]
+fn legs_fail_over_in_both_directions_again_and_again() {
+    for clock_rate in [0, 90_000] {
+        let setup = Setup { order: 10, legs: 2, clock_rate, ..Setup::default() };
+        let mut rig = Rig::new(setup);
+        let mut sequence = 60_000_u16;
+        for round in 0..12_u8 {
+            let dead = round % 3;
+            // Long enough to be a jump of more than MAX_DROPOUT when the leg comes back.
+            for _ in 0..3_500 {
+                for leg in (0..2).filter(|leg| *leg != dead) {
+                    rig.packet(Sent::new(sequence).leg(leg));
+                }
+                sequence = sequence.wrapping_add(1);
+                rig.wait(MS / 4);
+            }
+        }
+        rig.finish();
+        let counters = rig.counters();
+        assert_eq!(counters.published, 12 * 3_500, "clock rate {clock_rate}: {counters:?}");
+        assert_eq!((counters.lost, counters.restarts, counters.epochs), (0, 0, 1));
+        rig.assert_continuous();
+    }
+}
+
+#[test]
+fn a_sender_that_restarts_on_both_legs_is_followed_when_the_slower_leg_has_restarted() {
+    let mut rig = Rig::new(Setup { order: 8, legs: 2, ..Setup::default() });
+    let sent: Vec<Sent> = (5_000..5_200_u16)
+        .map(Sent::new)
+        .chain((40_000..40_200).map(|s| Sent::new(s).timestamp(1_000 + u32::from(s))))
+        .collect();
+    let lag = 8;
+    for tick in 0..sent.len() + lag {
+        if let Some(sent) = sent.get(tick) {
+            rig.packet(*sent);
+        }
+        if let Some(sent) = tick.checked_sub(lag).and_then(|late| sent.get(late)) {
+            rig.packet(sent.leg(1));
+        }
+        rig.wait(MS);
+    }
+    rig.finish();
+    let expected: Vec<u16> = (5_000..5_200).chain(40_000..40_200).collect();
+    assert_eq!(rig.packets(), expected);
+    let counters = rig.counters();
+    assert_eq!((counters.restarts, counters.epochs, counters.duplicate), (1, 2, 400));
+}
+
+#[test]
+fn a_leg_that_goes_astray_does_not_take_the_stream_with_it() {
+    let mut rig = Rig::new(Setup { order: 8, legs: 2, ..Setup::default() });
+    for step in 0..400_u16 {
+        rig.packet(Sent::new(step));
+        let astray = if step < 100 { step } else { 20_000 + step };
+        rig.packet(Sent::new(astray).leg(1).timestamp(u32::from(astray) * 7));
+        rig.wait(MS);
+    }
+    rig.finish();
+    assert_eq!(rig.packets(), (0..400).collect::<Vec<u16>>());
+    assert_eq!(rig.counters().restarts, 0);
+}
+
+#[test]
+fn many_sources_share_a_ring_in_arrival_order_each_with_its_figures() {
+    let mut rig = Rig::new(Setup { reorder_ms: None, ..Setup::default() });
+    for sequence in 0..100_u16 {
+        for ssrc in 0..50 {
+            if sequence != 40 || ssrc != 3 {
+                rig.packet(Sent::new(sequence.wrapping_sub(50)).ssrc(ssrc));
+            }
+        }
+    }
+    let counters = rig.counters();
+    assert_eq!((counters.sources, counters.unique, counters.lost), (50, 4_999, 1));
+    let mut sources = Vec::new();
+    while let Some((_, figures)) = rig.core.take_dirty_source() {
+        sources.push(figures);
+    }
+    sources.sort_by_key(|figures| figures.ssrc_clock_rate as u32);
+    assert_eq!(sources.len(), 50);
+    for (ssrc, figures) in sources.iter().enumerate() {
+        assert_eq!(figures.ssrc_clock_rate as u32, ssrc as u32);
+        assert_eq!(figures.received, if ssrc == 3 { 99 } else { 100 });
+        assert_eq!(figures.expected, 100);
+    }
+    assert_eq!(rig.core.take_dirty_source(), None);
+}
+
+#[test]
+fn a_full_source_table_gives_way_only_to_idle_entries() {
+    let mut rig = Rig::new(Setup { reorder_ms: None, ..Setup::default() });
+    for ssrc in 0..65 {
+        rig.packet(Sent::new(1).ssrc(ssrc));
+    }
+    assert_eq!((rig.counters().sources, rig.counters().sources_untracked), (64, 1));
+    while rig.core.take_dirty_source().is_some() {}
+    rig.now += 61_000 * MS;
+    for ssrc in 1_000..1_030 {
+        rig.packet(Sent::new(1).ssrc(ssrc));
+        rig.packet(Sent::new(2).ssrc(ssrc));
+    }
+    assert_eq!((rig.counters().sources, rig.counters().sources_untracked), (64, 1));
+    assert_eq!(rig.counters().duplicate, 0);
+    assert_eq!(rig.counters().lost, 0);
+}
+
+/// What happens to a packet of the property tests on its way.
+#[derive(Clone, Copy, Debug)]
+struct Fate {
+    lost: bool,
+    copies: u8,
+    delay: u8,
+}
+
+fn fates(len: usize) -> impl Strategy<Value = Vec<Fate>> {
+    let fate = (prop::bool::weighted(0.1), 1..3_u8, prop_oneof![8 => Just(0), 1 => 1..10_u8])
+        .prop_map(|(lost, copies, delay)| Fate { lost, copies, delay });
+    prop::collection::vec(fate, len)
+}
+
+/// Ticks at which copies of packet `index` arrive.
+fn arrivals(fates: &[Fate]) -> Vec<Vec<usize>> {
+    let mut ticks = vec![Vec::new(); fates.len() + 16];
+    for (index, fate) in fates.iter().enumerate().filter(|(_, fate)| !fate.lost) {
+        for copy in 0..fate.copies {
+            ticks[index + usize::from(fate.delay) + usize::from(copy)].push(index);
+        }
+    }
+    ticks
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Everything that arrives within the reorder time is published once, in order; what does not
+    /// is a LOST position; positions may wrap.
+    #[test]
+    fn ordered_streams_agree_with_the_oracle(
+        fates in fates(300),
+        first in any::<u16>(),
+        start in prop_oneof![Just(0), (u64::MAX - 200)..=u64::MAX],
+    ) {
+        let mut rig = Rig::new(Setup { start, ..Setup::default() });
+        let mut arrived = Vec::new();
+        for tick in arrivals(&fates) {
+            for index in tick {
+                rig.packet(Sent::new(first.wrapping_add(index as u16)));
+                arrived.push(index);
+            }
+            rig.wait(MS);
+        }
+        rig.finish();
+        prop_assume!(!arrived.is_empty());
+        // The first one heard is where the stream begins; what is older comes too late for it.
+        let begin = arrived[0];
+        let distinct: BTreeSet<usize> = arrived.iter().copied().collect();
+        let expected: Vec<u16> = distinct
+            .range(begin..)
+            .map(|index| first.wrapping_add(*index as u16))
+            .collect();
+        prop_assert_eq!(rig.packets(), expected);
+        rig.assert_continuous();
+        let highest = *distinct.last().unwrap();
+        prop_assert_eq!(rig.read.len(), highest - begin + 1);
+        let counters = rig.counters();
+        prop_assert_eq!(counters.expected, (highest - begin + 1) as u64);
+        prop_assert_eq!(counters.received, arrived.len() as u64);
+        prop_assert_eq!(counters.restarts, 0);
+        prop_assert_eq!(counters.epochs, 1);
+        let free = rig.free_slots();
+        prop_assert!(free >= rig.slots - (1 << 6), "slots leaked: {} of {}", free, rig.slots);
+    }
+
+    /// Nothing is lost while either leg has it, and `recovered` counts what one alone had.
+    #[test]
+    fn two_legs_agree_with_the_oracle(
+        left in fates(300),
+        right in fates(300),
+        lag in 0..12_usize,
+        first in any::<u16>(),
+        start in prop_oneof![Just(0), (u64::MAX - 200)..=u64::MAX],
+    ) {
+        let mut rig = Rig::new(Setup { legs: 2, start, reorder_ms: Some(25), ..Setup::default() });
+        let legs = [arrivals(&left), arrivals(&right)];
+        let mut first_heard = None;
+        for tick in 0..332_usize {
+            for (leg, ticks) in legs.iter().enumerate() {
+                let Some(at) = tick.checked_sub(leg * lag).and_then(|at| ticks.get(at)) else {
+                    continue;
+                };
+                for index in at {
+                    first_heard.get_or_insert(*index);
+                    rig.packet(Sent::new(first.wrapping_add(*index as u16)).leg(leg as u8));
+                }
+            }
+            rig.wait(MS);
+        }
+        // Both legs bring a last packet, so that both have passed all the others.
+        for leg in 0..2 {
+            rig.packet(Sent::new(first.wrapping_add(300)).leg(leg));
+        }
+        rig.finish();
+        let begin = first_heard.unwrap_or(300);
+        let has = |index: usize| {
+            (index == 300 || !left[index].lost, index == 300 || !right[index].lost)
+        };
+        let either: Vec<u16> = (begin..=300)
+            .filter(|index| has(*index).0 || has(*index).1)
+            .map(|index| first.wrapping_add(index as u16))
+            .collect();
+        prop_assert_eq!(rig.packets(), either.clone());
+        rig.assert_continuous();
+        let counters = rig.counters();
+        let alone = (begin..=300).filter(|index| has(*index).0 != has(*index).1).count();
+        prop_assert_eq!(counters.recovered, alone as u64);
+        prop_assert_eq!(counters.lost, (301 - begin - either.len()) as u64);
+        prop_assert_eq!((counters.restarts, counters.epochs), (0, 1));
+    }
+
+    /// With a reader that stalls at will, the books balance (checked throughout), what is read is
+    /// continuous with its marks, and nothing is read twice.
+    #[test]
+    fn a_stalling_reader_costs_what_is_counted_and_nothing_else(
+        fates in fates(400),
+        stalls in prop::collection::vec(0..60_usize, 40),
+        ordered in any::<bool>(),
+        start in prop_oneof![Just(0), (u64::MAX - 200)..=u64::MAX],
+    ) {
+        let reorder_ms = ordered.then_some(20);
+        let setup = Setup { order: 4, reorder_ms, start, ..Setup::default() };
+        let mut rig = Rig::new(setup).with_reliable_reader();
+        let mut stall = stalls.into_iter().cycle();
+        let mut left = stall.next().unwrap_or(0);
+        for tick in arrivals(&fates) {
+            for index in tick {
+                rig.packet(Sent::new(index as u16));
+            }
+            rig.wait(MS);
+            if left == 0 {
+                rig.drain();
+                left = stall.next().unwrap_or(0);
+            } else {
+                left -= 1;
+            }
+        }
+        rig.finish();
+        rig.drain();
+        let packets = rig.packets();
+        let distinct: BTreeSet<u16> = packets.iter().copied().collect();
+        prop_assert_eq!(distinct.len(), packets.len());
+        prop_assert_eq!(packets.len() as u64, rig.counters().published);
+        if ordered {
+            rig.assert_continuous();
+        }
+        prop_assert!(rig.counters().unique as usize <= fates.iter().filter(|f| !f.lost).count());
+    }
+
+    /// Random packets on random legs of random sources: no panic, balanced books, no slot lost.
+    #[test]
+    fn anything_at_all_keeps_the_books(
+        packets in prop::collection::vec(
+            (any::<u16>(), 0..3_u32, 0..2_u8, 0..2_u8, any::<u32>(), 0..300_u64),
+            1..400,
+        ),
+        near in any::<bool>(),
+        start in any::<u64>(),
+    ) {
+        let mut rig = Rig::new(Setup { legs: 2, start, order: 5, ..Setup::default() });
+        for (sequence, ssrc, leg, host, timestamp, wait) in packets {
+            let sequence = if near { sequence % 40 } else { sequence };
+            rig.packet(Sent { sequence, timestamp, ssrc, leg, host });
+            rig.wait(wait * MS / 4);
+            if sequence % 97 == 0 {
+                rig.bye(ssrc);
+            }
+        }
+        rig.finish();
+        let free = rig.free_slots();
+        prop_assert!(free >= rig.slots - (1 << 5));
+    }
+}
+
+#[test]
+fn silence_is_two_hundred_milliseconds() {
+    assert_eq!(SILENCE_NS, 200 * MS);
+}
