@@ -1,0 +1,289 @@
+//! Batched send with gather lists over slots.
+
+use std::fmt;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::ptr;
+
+use super::memory::SlotMemory;
+use super::option::UDP_SEGMENT;
+use super::{DATAGRAM_MAX, SEND_SEGMENTS_MAX, retry};
+
+/// Why a send stopped before the end of its batch.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The socket buffer is full: wait until the socket is writable.
+    #[error("the socket buffer is full")]
+    WouldBlock,
+    /// Kernel or interface refuses to cut up messages: continue one by one
+    /// ([`SendBatch::split`]).
+    #[error("segmentation offload is refused here ({0}): packets are sent one by one")]
+    OffloadRefused(#[source] io::Error),
+    /// The packet is longer than the path takes.
+    #[error("a packet of {len} bytes is too long for this destination")]
+    TooLong {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// No way to the destination.
+    #[error("the destination cannot be reached: {0}")]
+    Unreachable(#[source] io::Error),
+    /// Anything else.
+    #[error("sending failed: {0}")]
+    Os(#[source] io::Error),
+}
+
+/// What a call to [`SendBatch::send`] did.
+#[derive(Debug)]
+pub struct Sent {
+    /// Packets that the kernel took.
+    pub packets: usize,
+    /// ICMP errors that earlier packets had caused and this call met, such as "port unreachable".
+    pub icmp_errors: usize,
+    /// Why there are packets left; `None` when all were taken.
+    pub stop: Option<SendError>,
+}
+
+/// Sends batches of packets straight from their slots. All memory is allocated once.
+///
+/// Neighbouring packets of equal length go out as one message where offload is on. A shorter packet
+/// may close such a message: that is what a segmented message looks like on the wire, too.
+pub struct SendBatch {
+    memory: SlotMemory,
+    packets_max: usize,
+    offload: bool,
+    /// Length of each packet.
+    lens: Vec<usize>,
+    /// One per packet.
+    iovecs: Vec<libc::iovec>,
+    /// Packets of each message.
+    messages: Vec<Message>,
+    headers: Box<[libc::mmsghdr]>,
+    controls: Box<[SegmentControl]>,
+    /// Messages already sent.
+    done: usize,
+}
+
+// SAFETY: the raw pointers in `iovecs` and `headers` point into the memory and boxes owned by the
+// batch; nothing is tied to a thread.
+unsafe impl Send for SendBatch {}
+
+/// Neighbouring packets that go out as one message.
+#[derive(Clone, Copy, Debug)]
+struct Message {
+    first: usize,
+    packets: usize,
+    bytes: usize,
+    /// Nothing can be added: a shorter packet came last.
+    closed: bool,
+}
+
+/// The control message UDP_SEGMENT.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct SegmentControl {
+    header: libc::cmsghdr,
+    segment_len: u16,
+    padding: [u8; 6],
+}
+
+/// `cmsg_len` of [`SegmentControl`]: header and 16-bit value, padding not counted.
+const SEGMENT_CONTROL_LEN: usize = size_of::<libc::cmsghdr>() + size_of::<u16>();
+
+impl SendBatch {
+    /// A batch of up to `packets_max` packets.
+    ///
+    /// # Panics
+    /// When `packets_max` is not 1 to 1,024 (`UIO_MAXIOV`).
+    pub fn new(memory: SlotMemory, packets_max: usize, offload: bool) -> Self {
+        assert!((1..=1024).contains(&packets_max), "packets {packets_max}");
+        // SAFETY: all-zero bytes are a valid mmsghdr and SegmentControl (integers, null pointers).
+        let (header, control) = unsafe { (mem::zeroed(), mem::zeroed()) };
+        Self {
+            memory,
+            packets_max,
+            offload,
+            lens: Vec::with_capacity(packets_max),
+            iovecs: Vec::with_capacity(packets_max),
+            messages: Vec::with_capacity(packets_max),
+            headers: vec![header; packets_max].into(),
+            controls: vec![control; packets_max].into(),
+            done: 0,
+        }
+    }
+
+    /// Whether neighbours of equal length go out as one message.
+    pub fn offload(&self) -> bool {
+        self.offload
+    }
+
+    /// Forgets all packets.
+    pub fn clear(&mut self) {
+        self.lens.clear();
+        self.iovecs.clear();
+        self.messages.clear();
+        self.done = 0;
+    }
+
+    /// Adds the first `len` bytes of a slot as the next packet. `false` when the batch is full.
+    ///
+    /// # Panics
+    /// When there is no such slot or it is shorter than `len`.
+    pub fn add(&mut self, slot: u32, len: usize) -> bool {
+        assert!(len <= self.memory.stride(), "{len} bytes of a slot");
+        if self.lens.len() == self.packets_max {
+            return false;
+        }
+        let index = self.lens.len();
+        self.lens.push(len);
+        self.iovecs.push(libc::iovec { iov_base: self.memory.slot(slot).cast(), iov_len: len });
+        self.group(index);
+        true
+    }
+
+    /// Packets added and not yet sent.
+    pub fn pending(&self) -> usize {
+        self.messages[self.done..].iter().map(|message| message.packets).sum()
+    }
+
+    /// Number of packets in each pending message.
+    #[cfg(test)]
+    pub(super) fn message_packets(&self) -> impl Iterator<Item = usize> {
+        self.messages[self.done..].iter().map(|message| message.packets)
+    }
+
+    /// From now on packets go out one by one, also those that are pending.
+    pub fn split(&mut self) {
+        self.offload = false;
+        let Some(first) = self.messages.get(self.done).map(|message| message.first) else { return };
+        self.messages.truncate(self.done);
+        for index in first..self.lens.len() {
+            self.group(index);
+        }
+    }
+
+    /// Gives up on the next pending packet or, with offload, message. Returns its packets.
+    pub fn skip(&mut self) -> usize {
+        let skipped = self.messages.get(self.done).map_or(0, |message| message.packets);
+        self.done = (self.done + 1).min(self.messages.len());
+        skipped
+    }
+
+    /// Sends the pending packets over a connected socket, without waiting.
+    pub fn send(&mut self, socket: impl AsFd) -> Sent {
+        self.prepare();
+        let mut sent = Sent { packets: 0, icmp_errors: 0, stop: None };
+        let mut again = true;
+        while self.done < self.messages.len() {
+            match self.send_some(socket.as_fd()) {
+                Ok(messages) => {
+                    let now = &self.messages[self.done..self.done + messages];
+                    sent.packets += now.iter().map(|message| message.packets).sum::<usize>();
+                    self.done += messages;
+                    again = true;
+                }
+                // An ICMP answer to an earlier packet is told once, instead of sending. A second
+                // error in a row is about this packet.
+                Err(error) if again && unreachable(&error) => {
+                    sent.icmp_errors += 1;
+                    again = false;
+                }
+                Err(error) => {
+                    sent.stop = Some(self.judge(error));
+                    break;
+                }
+            }
+        }
+        sent
+    }
+
+    /// Puts packet `index` into the last message if it fits there, else into a new one.
+    fn group(&mut self, index: usize) {
+        let len = self.lens[index];
+        if let Some(message) = self.messages[self.done..].last_mut()
+            && self.offload
+            && !message.closed
+            && message.packets < SEND_SEGMENTS_MAX
+            && message.bytes + len <= DATAGRAM_MAX
+            && (1..=self.lens[message.first]).contains(&len)
+        {
+            message.packets += 1;
+            message.bytes += len;
+            message.closed = len < self.lens[message.first];
+            return;
+        }
+        self.messages.push(Message { first: index, packets: 1, bytes: len, closed: len == 0 });
+    }
+
+    /// Writes the headers of the pending messages.
+    fn prepare(&mut self) {
+        for (index, message) in self.messages.iter().enumerate().skip(self.done) {
+            let header = &mut self.headers[index].msg_hdr;
+            header.msg_iov = self.iovecs[message.first..].as_mut_ptr();
+            header.msg_iovlen = message.packets;
+            header.msg_control = ptr::null_mut();
+            header.msg_controllen = 0;
+            if message.packets > 1 {
+                let control = &mut self.controls[index];
+                control.header.cmsg_len = SEGMENT_CONTROL_LEN;
+                control.header.cmsg_level = libc::SOL_UDP;
+                control.header.cmsg_type = UDP_SEGMENT;
+                control.segment_len = self.lens[message.first] as u16;
+                header.msg_control = ptr::from_mut(control).cast();
+                header.msg_controllen = size_of::<SegmentControl>();
+            }
+        }
+    }
+
+    /// One call of sendmmsg. Returns the number of messages sent, at least one.
+    fn send_some(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        let pending = self.messages.len() - self.done;
+        retry(|| {
+            // SAFETY: `prepare` wrote `pending` headers from `done` on; their lists point to slots
+            // of this memory (at most stride bytes each), their control messages into `controls`.
+            unsafe {
+                libc::sendmmsg(
+                    socket.as_raw_fd(),
+                    self.headers[self.done..].as_mut_ptr(),
+                    pending as libc::c_uint,
+                    libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+                )
+            }
+        })
+        .map(|sent| sent as usize)
+    }
+
+    /// What an error about the first pending message means.
+    fn judge(&self, error: io::Error) -> SendError {
+        let message = &self.messages[self.done];
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::ENOBUFS) => SendError::WouldBlock,
+            Some(
+                libc::EINVAL | libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT | libc::EMSGSIZE,
+            ) if message.packets > 1 => SendError::OffloadRefused(error),
+            Some(libc::EMSGSIZE) => SendError::TooLong { len: message.bytes },
+            _ if unreachable(&error) => SendError::Unreachable(error),
+            _ => SendError::Os(error),
+        }
+    }
+}
+
+impl fmt::Debug for SendBatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SendBatch")
+            .field("memory", &self.memory)
+            .field("offload", &self.offload)
+            .field("pending", &self.pending())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Errors that an ICMP message causes, or a missing route.
+fn unreachable(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN)
+    )
+}
