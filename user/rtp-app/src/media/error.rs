@@ -17,6 +17,14 @@ pub enum MediaError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A packet time that does not suit the audio.
+    #[error("{value}: {reason}")]
+    PacketTime {
+        /// What was given, in milliseconds.
+        value: String,
+        /// What is accepted.
+        reason: String,
+    },
     /// A file cannot be opened, read or made.
     #[error("{name}: {source}")]
     Io {

@@ -2,7 +2,7 @@
 //! carries; knows no format.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek};
 use std::path::Path;
 
 use super::MediaError;
@@ -17,8 +17,8 @@ pub struct Input {
 }
 
 enum Reader {
-    File { file: File, len: u64 },
-    Pipe(Box<dyn Read + Send>),
+    File { file: BufReader<File>, len: u64 },
+    Pipe(BufReader<Box<dyn Read + Send>>),
 }
 
 /// What the first bytes of an input say it is.
@@ -53,15 +53,15 @@ impl Input {
         let (file, metadata) =
             opened.map_err(|source| MediaError::Io { name: name.clone(), source })?;
         let reader = match metadata.is_file() {
-            true => Reader::File { len: metadata.len(), file },
-            false => Reader::Pipe(Box::new(file)),
+            true => Reader::File { len: metadata.len(), file: BufReader::new(file) },
+            false => Reader::Pipe(BufReader::new(Box::new(file))),
         };
         Ok(Self { name, reader, peeked: Vec::new(), peeked_at: 0 })
     }
 
     /// Reads from a pipe, for example standard input, called `name` in messages.
     pub fn pipe(name: &str, reader: Box<dyn Read + Send>) -> Self {
-        let reader = Reader::Pipe(reader);
+        let reader = Reader::Pipe(BufReader::new(reader));
         Self { name: name.to_owned(), reader, peeked: Vec::new(), peeked_at: 0 }
     }
 
@@ -154,7 +154,7 @@ impl Input {
     /// It is not a regular file.
     pub fn rewind(&mut self) -> Result<(), MediaError> {
         let sought = match &mut self.reader {
-            Reader::File { file, .. } => file.seek(SeekFrom::Start(0)),
+            Reader::File { file, .. } => file.rewind(),
             Reader::Pipe(_) => {
                 let reason = "not a regular file, so it cannot be started again".to_owned();
                 return Err(MediaError::Input { name: self.name.clone(), reason });
@@ -162,7 +162,7 @@ impl Input {
         };
         self.peeked.clear();
         self.peeked_at = 0;
-        sought.map(|_| ()).map_err(|source| self.error(source))
+        sought.map_err(|source| self.error(source))
     }
 
     /// An error about what is in this input.

@@ -9,17 +9,25 @@
 //! |---|---|
 //! | [`audio`] | [`Format`]: the encodings we know, as `L24/48000/2` or `MP2T` |
 //! | [`input`] | files and pipes to read from, and what they carry |
+//! | [`pcm`] | linear audio into payloads: packet times, sample layouts |
+//! | [`wav`] | the header of a WAV file |
+//! | [`sink`] | payloads back into files: bytes as they are, or a WAV |
 //! | [`ts`] | MPEG transport streams, timed by their PCR |
 
 pub mod audio;
 mod error;
 pub mod input;
+pub mod pcm;
+pub mod sink;
 pub mod ts;
+pub mod wav;
 
+use std::path::Path;
 use std::time::Duration;
 
 pub use audio::{AudioFormat, Depth, Format};
 pub use error::MediaError;
+pub use input::{Content, Input};
 
 /// The longest RTP payload of an audio packet, in bytes: AES67's limit, which leaves room in an Ethernet
 /// frame for the IPv6, UDP and RTP headers and a header extension.
@@ -102,6 +110,73 @@ pub trait MediaSource: Send {
     }
 }
 
+/// How to read an input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SourceOptions {
+    /// What the input carries; without it, its content tells.
+    pub format: Option<Format>,
+    /// Bits per second of a transport stream without PCR; [`ts::DEFAULT_BITRATE`] without it.
+    pub bitrate: Option<u64>,
+    /// How much audio a packet holds; 1 ms without it, or less where that does not fit.
+    pub packet_time: Option<Duration>,
+}
+
+/// What an input turned out to be.
+pub enum Source {
+    /// Media, ready to be sent.
+    Media(Box<dyn MediaSource>),
+    /// A pcap or pcapng, still unread.
+    Capture(Input),
+}
+
+/// Opens an input as what its content (or [`SourceOptions::format`]) says: a WAV is known by its header, other
+/// audio is raw big-endian samples and has to be named.
+///
+/// # Errors
+/// The input cannot be read, is none of what we know, or does not suit the options.
+pub fn open(mut input: Input, options: &SourceOptions) -> Result<Source, MediaError> {
+    let content = input.content()?;
+    let source: Box<dyn MediaSource> = match (content, options.format) {
+        (Content::Empty, _) => {
+            return Err(input.wrong("empty; accepted: MPEG-TS, WAV, pcap, pcapng"));
+        }
+        (Content::Capture, _) => return Ok(Source::Capture(input)),
+        (Content::Wave, Some(Format::Mp2t)) => {
+            return Err(input.wrong("a WAV, not a transport stream"));
+        }
+        (Content::Wave, _) => Box::new(pcm::PcmSource::wav(input, options.packet_time)?),
+        (_, Some(Format::Audio(audio))) => {
+            Box::new(pcm::PcmSource::raw(input, audio, options.packet_time)?)
+        }
+        (Content::TransportStream, _) | (_, Some(Format::Mp2t)) => {
+            Box::new(ts::TsSource::open(input, options.bitrate)?)
+        }
+        (Content::Unknown, None) => {
+            return Err(input.wrong(
+                "none of MPEG-TS, WAV, pcap and pcapng; raw audio needs --format, for example L24/48000/2",
+            ));
+        }
+    };
+    Ok(Source::Media(source))
+}
+
+/// Makes the file that a stream's payloads are restored to: a WAV for audio, otherwise the bytes as they are.
+///
+/// # Errors
+/// The file cannot be made, or is called .wav although the format is not known to be audio.
+pub fn create(path: &Path, format: Option<Format>) -> Result<Box<dyn MediaSink>, MediaError> {
+    let is_wav = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("wav"));
+    match format {
+        Some(Format::Audio(audio)) => Ok(Box::new(sink::WavSink::create(path, audio)?)),
+        _ if is_wav => Err(MediaError::Output {
+            name: path.display().to_string(),
+            reason: "a WAV needs an audio format: --format L24/48000/2, for example, or --sdp"
+                .to_owned(),
+        }),
+        _ => Ok(Box::new(sink::RawSink::create(path)?)),
+    }
+}
+
 /// Something that restores a file from payloads given in stream order.
 ///
 /// Dropping a sink leaves a file as whole as it can be made (a WAV gets its header), without a report.
@@ -145,3 +220,6 @@ pub struct Summary {
     /// Audio packets whose RTP timestamp did not follow the one before, although no packet was missing.
     pub timestamp_jumps: u64,
 }
+
+#[cfg(test)]
+mod audio_tests;
