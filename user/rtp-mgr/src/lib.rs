@@ -44,12 +44,16 @@ pub mod clock;
 pub mod config;
 pub mod context;
 pub mod error;
+#[allow(dead_code)] // The engines come next.
+mod layout;
 pub mod leg;
 pub mod net;
 pub mod probe;
 pub mod reader;
 pub mod receiver;
 pub mod rtcp;
+#[allow(dead_code)] // The engines come next.
+mod shm;
 pub mod side_channel;
 pub mod socket;
 pub mod stats;
