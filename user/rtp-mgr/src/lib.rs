@@ -43,6 +43,7 @@ pub mod attach;
 pub mod clock;
 pub mod config;
 pub mod context;
+mod engine;
 pub mod error;
 #[allow(dead_code)] // The engines come next.
 mod layout;

@@ -1,0 +1,799 @@
+//! The receive side of the embedded engine: from sockets into the ring.
+//!
+//! What lives here: one stream's loop body. [`ReceiveStream`] gives the sockets free slots, shows
+//! what came to the ring core, publishes positions and figures, and decides whom to wake and when it
+//! wants to be called again. What does not: threads and waiting (the engine's context), the memory
+//! (whoever implements [`ReceiveMemory`]), and every decision about packets
+//! ([`rtp_mgr_ring::receive`]).
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rtp_mgr_ring::abi::{READERS_MAX, ReaderStatus};
+use rtp_mgr_ring::follow::Held;
+use rtp_mgr_ring::header::Kind;
+use rtp_mgr_ring::producer::Mode;
+use rtp_mgr_ring::receive::{Config, Memory, Packet, ReceiveCore, Storage, Verdict};
+use rtp_mgr_ring::staging::Entry;
+use rtp_mgr_ring::table::{Flow, SourceEntry};
+use rtp_mgr_ring::view::{Block, ControlView, RingView};
+
+use crate::clock::{self, Clock};
+use crate::net::{MessageInfo, RECEIVE_SEGMENTS_MAX, RecvBatch, SlotMemory};
+use crate::rtcp::Compound;
+use crate::socket::ReceiveSocket;
+
+/// Datagrams that one receive call takes at most.
+const MESSAGES_MAX: usize = 64;
+/// Slots that the network is given at most at a time.
+pub(crate) const NETWORK_SLOTS: usize = 1_024;
+/// Receive calls for one leg before the others get their turn.
+const ROUNDS_MAX: usize = 8;
+/// How often the sockets' drop counters and the clocks are looked at.
+const HOUSEKEEPING_NS: u64 = 500_000_000;
+
+/// Shared memory of a receive stream, as the engine writes it.
+pub(crate) trait ReceiveMemory {
+    /// Positions and descriptors.
+    fn ring(&self) -> RingView<'_>;
+    /// The stream's counters.
+    fn counters(&self) -> Block<'_>;
+    /// Figures of a leg.
+    fn leg(&self, leg: usize) -> Block<'_>;
+    /// An entry of the source table.
+    fn source(&self, at: u16) -> Block<'_>;
+    /// Status page of a reader.
+    fn reader_status(&self, reader: usize) -> Block<'_>;
+    /// Tells users about the clock: TAI - UTC in seconds, whether it is configured, steps so far.
+    fn set_clock(&self, tai_offset_s: i32, valid: bool, generation: u64);
+}
+
+/// One reader, as the engine sees it.
+pub(crate) trait ReaderPort {
+    /// Its control page: hostile memory.
+    fn control(&self) -> ControlView<'_>;
+    /// Wakes it. Never blocks; a reader that does not listen is its own problem.
+    fn wake(&self);
+}
+
+/// Where everything goes that is not RTP.
+pub(crate) trait SideSink {
+    /// One datagram. Never blocks.
+    fn pass(&mut self, kind: Kind, leg: usize, from: SocketAddr, bytes: &[u8]);
+}
+
+/// Storage of the ring core on the heap.
+#[derive(Debug)]
+pub(crate) struct Heap;
+
+impl Memory for Heap {
+    type Entries = Box<[Entry]>;
+    type Slots = Box<[u32]>;
+    type Sources = Box<[SourceEntry]>;
+    type Index = Box<[u16]>;
+    type Held = Box<[Held]>;
+}
+
+/// Packets that may be held for a source that is not proven yet.
+pub(crate) fn held_max(slot_count: usize) -> usize {
+    slot_count / 2
+}
+
+/// Slots that a ring of `slot_count` positions needs: those in the ring, those held, those that the
+/// network has.
+pub(crate) fn slots_needed(slot_count: usize) -> usize {
+    slot_count + held_max(slot_count) + NETWORK_SLOTS + MESSAGES_MAX
+}
+
+fn storage(slot_count: usize, slot_total: usize, sources: usize) -> Storage<Heap> {
+    Storage {
+        entries: vec![Entry::EMPTY; slot_count].into(),
+        slots: vec![0; slot_total].into(),
+        sources: vec![SourceEntry::FREE; sources].into(),
+        index: vec![0; (sources * 2).next_power_of_two()].into(),
+        held: vec![Held::EMPTY; held_max(slot_count)].into(),
+    }
+}
+
+/// What a [`ReceiveStream`] is made of.
+pub(crate) struct Parts<M, S> {
+    pub memory: M,
+    pub slots: SlotMemory,
+    pub slot_count: usize,
+    pub sources: usize,
+    pub config: Config,
+    pub legs: Vec<LegSockets>,
+    pub side: S,
+    /// How long a partly filled batch may wait for its reader's threshold.
+    pub max_latency_ns: u64,
+}
+
+/// The sockets of a leg.
+pub(crate) struct LegSockets {
+    pub rtp: ReceiveSocket,
+    /// RTCP on a port of its own.
+    pub rtcp: Option<ReceiveSocket>,
+}
+
+struct Leg {
+    sockets: LegSockets,
+    /// Drop counts of the sockets at the last look (32 bits, wrapping).
+    drops: u32,
+}
+
+struct Reader<P> {
+    port: P,
+    /// Since when something new waits below its threshold.
+    waiting_since: Option<u64>,
+}
+
+/// A receive stream of the embedded engine.
+pub(crate) struct ReceiveStream<M, P, S> {
+    memory: M,
+    core: ReceiveCore<Heap>,
+    batch: RecvBatch,
+    /// For RTCP sockets, whose packets stay out of the ring.
+    side_batch: RecvBatch,
+    legs: Vec<Leg>,
+    readers: [Option<Reader<P>>; READERS_MAX],
+    side: S,
+    clock: Clock,
+    max_latency_ns: u64,
+    housekeeping_ns: u64,
+}
+
+impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
+    pub(crate) fn new(parts: Parts<M, S>) -> Self {
+        let slot_total = parts.slots.slots() as usize;
+        let side_slots = SlotMemory::private(MESSAGES_MAX as u32, 2_048);
+        let mut side_batch = RecvBatch::new(side_slots, MESSAGES_MAX, 1);
+        let mut next = 0..MESSAGES_MAX as u32;
+        side_batch.fill(|| next.next());
+        let legs = parts
+            .legs
+            .into_iter()
+            .map(|sockets| Leg { drops: sockets.rtp.drops().unwrap_or(0), sockets });
+        let mut stream = Self {
+            core: ReceiveCore::new(
+                parts.config,
+                storage(parts.slot_count, slot_total, parts.sources),
+            ),
+            batch: RecvBatch::new(parts.slots, MESSAGES_MAX, RECEIVE_SEGMENTS_MAX),
+            side_batch,
+            legs: legs.collect(),
+            readers: [const { None }; READERS_MAX],
+            side: parts.side,
+            clock: Clock::new(),
+            max_latency_ns: parts.max_latency_ns,
+            housekeeping_ns: 0,
+            memory: parts.memory,
+        };
+        for (leg, state) in stream.legs.iter().enumerate() {
+            if let Some(figures) = stream.core.leg_figures_mut(leg) {
+                figures.socket_buffer = state.sockets.rtp.buffer().granted as u64;
+            }
+        }
+        stream.tell_clock();
+        stream.publish_figures(clock::monotonic_ns());
+        stream
+    }
+
+    /// Number of legs.
+    pub(crate) fn legs(&self) -> usize {
+        self.legs.len()
+    }
+
+    /// The RTP socket of `leg`, to wait on.
+    pub(crate) fn rtp_fd(&self, leg: usize) -> Option<BorrowedFd<'_>> {
+        self.legs.get(leg).map(|leg| leg.sockets.rtp.as_fd())
+    }
+
+    /// The RTCP socket of `leg`, to wait on.
+    pub(crate) fn rtcp_fd(&self, leg: usize) -> Option<BorrowedFd<'_>> {
+        self.legs.get(leg)?.sockets.rtcp.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The stream's decisions, for settings that change while it runs.
+    pub(crate) fn core(&mut self) -> &mut ReceiveCore<Heap> {
+        &mut self.core
+    }
+
+    /// Shared memory.
+    pub(crate) fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// Adds a reader that begins at the next position to be published. `None`: there is no room.
+    pub(crate) fn add_reader(&mut self, mode: Mode, demotable: bool, port: P) -> Option<usize> {
+        let now = clock::monotonic_ns();
+        let head = self.core.head();
+        let reader = self.core.readers_mut().add(mode, demotable, head, now)?;
+        self.core.refresh_limit();
+        port.control().position.store(head);
+        port.control().wake_at.store(head);
+        self.readers[reader] = Some(Reader { port, waiting_since: None });
+        self.publish_reader(reader);
+        self.publish_figures(now);
+        Some(reader)
+    }
+
+    /// Forgets a reader. Returns its port.
+    pub(crate) fn remove_reader(&mut self, reader: usize) -> Option<P> {
+        let removed = self.readers.get_mut(reader)?.take()?;
+        self.core.readers_mut().remove(reader);
+        self.core.refresh_limit();
+        self.memory.reader_status(reader).publish(&ReaderStatus::default().to_words());
+        self.publish_figures(clock::monotonic_ns());
+        Some(removed.port)
+    }
+
+    /// Takes what the RTP socket of `leg` has. Returns whether there may be more.
+    ///
+    /// # Errors
+    /// What the socket reports; the stream goes on.
+    pub(crate) fn receive(&mut self, leg: usize) -> io::Result<bool> {
+        for _ in 0..ROUNDS_MAX {
+            if !self.receive_round(leg)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// One receive call and what it brought. Returns whether the socket had as much as was asked for.
+    fn receive_round(&mut self, leg: usize) -> io::Result<bool> {
+        self.learn_tails(clock::monotonic_ns());
+        let Some(state) = self.legs.get(leg) else { return Ok(false) };
+        let core = &mut self.core;
+        self.batch.adapt(NETWORK_SLOTS);
+        self.batch.release(false, |slot| core.give_back(slot));
+        self.batch.fill(|| take_slot(core));
+        let received = self.batch.receive(&state.sockets.rtp)?;
+        let now = clock::monotonic_ns();
+        let (messages, _, _) = self.batch.present_shape();
+        if received == 0 {
+            return Ok(false);
+        }
+        let counters = self.core.counters_mut();
+        counters.socket_calls = counters.socket_calls.wrapping_add(1);
+        self.place(leg, now);
+        self.flush(now);
+        Ok(received == messages)
+    }
+
+    /// Shows the packets of the batch to the core.
+    fn place(&mut self, leg: usize, now_ns: u64) {
+        let Some(state) = self.legs.get_mut(leg) else { return };
+        let view = self.memory.ring();
+        let local = state.sockets.rtp.local_addr();
+        let known = state.sockets.rtp.destination();
+        let mut byes = Vec::new();
+        let mut drops = state.drops;
+        let mut coalesced = 0;
+        loop {
+            let core = &mut self.core;
+            let Some(arrived) = self.batch.next_packet(|| take_slot(core)) else { break };
+            let info = &arrived.info;
+            coalesced += u64::from(info.coalesced);
+            if info.drops != 0 {
+                drops = info.drops;
+            }
+            let verdict = match arrived.slot {
+                None => self.core.without_slot(arrived.bytes),
+                Some(slot) => {
+                    let destination = info.destination.or(known).unwrap_or(local.ip());
+                    let arrival = self.clock.arrival(info.realtime_ns.unwrap_or(0), now_ns);
+                    let packet = Packet {
+                        slot,
+                        len: u32::try_from(arrived.len).unwrap_or(u32::MAX),
+                        truncated: info.truncated || arrived.bytes.len() < arrived.len,
+                        coalesced: info.coalesced,
+                        leg: leg as u8,
+                        arrival_ns: arrival.monotonic_ns,
+                        time_ns: arrival.tai_ns,
+                        flow: flow(info, destination, local.port()),
+                    };
+                    self.core.packet(&view, &packet, arrived.bytes)
+                }
+            };
+            if let Verdict::Passed(kind) = verdict {
+                if kind == Kind::Rtcp {
+                    byes.extend(Compound::parse(arrived.bytes).into_iter().flat_map(|c| c.byes));
+                }
+                self.side.pass(kind, leg, info.from, arrived.bytes);
+            }
+            if verdict == Verdict::Kept {
+                self.batch.keep();
+            }
+        }
+        let counters = self.core.counters_mut();
+        counters.coalesced = counters.coalesced.wrapping_add(coalesced);
+        for ssrc in byes {
+            self.core.bye(&view, ssrc, now_ns);
+        }
+        self.count_drops(leg, drops);
+    }
+
+    /// Takes what the RTCP socket of `leg` has, after all RTP that came before it.
+    ///
+    /// # Errors
+    /// What the sockets report; the stream goes on.
+    pub(crate) fn receive_rtcp(&mut self, leg: usize) -> io::Result<()> {
+        for leg in 0..self.legs.len() {
+            self.receive(leg)?;
+        }
+        let Some(socket) = self.legs.get(leg).and_then(|leg| leg.sockets.rtcp.as_ref()) else {
+            return Ok(());
+        };
+        let now = clock::monotonic_ns();
+        let view = self.memory.ring();
+        self.side_batch.fill(|| None);
+        self.side_batch.receive(socket)?;
+        while let Some(arrived) = self.side_batch.next_packet(|| None) {
+            let Some(compound) = Compound::parse(arrived.bytes) else { continue };
+            self.core.passed(Kind::Rtcp);
+            for ssrc in compound.byes {
+                self.core.bye(&view, ssrc, now);
+            }
+            self.side.pass(Kind::Rtcp, leg, arrived.info.from, arrived.bytes);
+        }
+        self.flush(now);
+        Ok(())
+    }
+
+    /// Does what is due at this time.
+    pub(crate) fn tick(&mut self) {
+        let now = clock::monotonic_ns();
+        self.learn_tails(now);
+        if now.saturating_sub(self.housekeeping_ns) >= HOUSEKEEPING_NS {
+            self.housekeeping_ns = now;
+            self.look_at_sockets();
+            if self.clock.refresh().is_some() {
+                self.tell_clock();
+            }
+        }
+        self.core.expire(&self.memory.ring(), now);
+        self.flush(now);
+    }
+
+    /// When [`tick`](Self::tick) wants to be called, CLOCK_MONOTONIC in nanoseconds.
+    pub(crate) fn deadline(&mut self) -> u64 {
+        let waiting = self.readers.iter().flatten().filter_map(|reader| {
+            reader.waiting_since.map(|since| since.saturating_add(self.max_latency_ns))
+        });
+        let housekeeping = self.housekeeping_ns.saturating_add(HOUSEKEEPING_NS);
+        waiting.chain(self.core.next_deadline()).chain([housekeeping]).min().unwrap_or(housekeeping)
+    }
+
+    /// Ends the stream: takes what the sockets still hold, gives up gaps, wakes everybody.
+    pub(crate) fn stop(&mut self) {
+        for leg in 0..self.legs.len() {
+            // A socket is drained in bounded time: a sender that never pauses does not keep it open.
+            for _ in 0..ROUNDS_MAX {
+                if !self.receive(leg).unwrap_or(false) {
+                    break;
+                }
+            }
+        }
+        self.look_at_sockets();
+        let now = clock::monotonic_ns();
+        self.core.finish(&self.memory.ring());
+        self.flush(now);
+        self.readers.iter().flatten().for_each(|reader| reader.port.wake());
+    }
+
+    fn learn_tails(&mut self, now_ns: u64) {
+        let head = self.core.head();
+        for (at, reader) in self.readers.iter_mut().enumerate() {
+            let Some(reader) = reader else { continue };
+            let tail = reader.port.control().position.load_acquire();
+            self.core.readers_mut().observe_tail(at, tail, head, now_ns);
+            if tail == head {
+                reader.waiting_since = None;
+            }
+        }
+        self.core.refresh_limit();
+    }
+
+    /// Publishes positions and figures, and wakes whom they concern.
+    pub(crate) fn flush(&mut self, now_ns: u64) {
+        let news = self.core.flush(&self.memory.ring(), now_ns);
+        let mut wakeups = 0;
+        for at in 0..READERS_MAX {
+            wakeups += u64::from(self.notify(at, news, now_ns));
+        }
+        let counters = self.core.counters_mut();
+        counters.wakeups = counters.wakeups.wrapping_add(wakeups);
+        self.publish_figures(now_ns);
+    }
+
+    /// Wakes a reader if its threshold is reached or something has waited for too long.
+    fn notify(&mut self, at: usize, news: bool, now_ns: u64) -> bool {
+        let head = self.core.head();
+        let Some(Some(reader)) = self.readers.get_mut(at) else { return false };
+        let wake_at = reader.port.control().wake_at.load();
+        let mut wake = self.core.readers_mut().should_wake(at, wake_at, head);
+        if !wake && news {
+            reader.waiting_since.get_or_insert(now_ns);
+        }
+        let overdue = reader
+            .waiting_since
+            .is_some_and(|since| now_ns.saturating_sub(since) >= self.max_latency_ns);
+        wake |= overdue;
+        if wake {
+            reader.waiting_since = None;
+            reader.port.wake();
+        }
+        self.publish_reader(at);
+        wake
+    }
+
+    fn publish_reader(&self, at: usize) {
+        let status = self.core.readers().status(at);
+        self.memory.reader_status(at).publish(&status.to_words());
+    }
+
+    fn publish_figures(&mut self, now_ns: u64) {
+        let counters = self.core.counters(now_ns);
+        self.memory.counters().publish(&counters.to_words());
+        for leg in 0..self.legs.len() {
+            self.memory.leg(leg).publish(&self.core.leg_figures(leg).to_words());
+        }
+        while let Some((at, figures)) = self.core.take_dirty_source() {
+            self.memory.source(at).publish(&figures.to_words());
+        }
+    }
+
+    fn look_at_sockets(&mut self) {
+        for leg in 0..self.legs.len() {
+            if let Some(drops) = self.legs[leg].sockets.rtp.drops() {
+                self.count_drops(leg, drops);
+            }
+        }
+    }
+
+    /// `drops` is a socket's count modulo 2^32; an older one than known changes nothing.
+    fn count_drops(&mut self, leg: usize, drops: u32) {
+        let Some(state) = self.legs.get_mut(leg) else { return };
+        let new = drops.wrapping_sub(state.drops);
+        if new == 0 || new > u32::MAX / 2 {
+            return;
+        }
+        state.drops = drops;
+        let counters = self.core.counters_mut();
+        counters.external_drops = counters.external_drops.wrapping_add(new.into());
+        if let Some(figures) = self.core.leg_figures_mut(leg) {
+            figures.external_drops = figures.external_drops.wrapping_add(new.into());
+        }
+    }
+
+    fn tell_clock(&self) {
+        let tai = self.clock.tai_offset();
+        self.memory.set_clock(tai.seconds, tai.valid, self.clock.generation());
+    }
+}
+
+fn take_slot(core: &mut ReceiveCore<Heap>) -> Option<u32> {
+    let mut slot = [0];
+    (core.take_slots(&mut slot) == 1).then_some(slot[0])
+}
+
+/// Addresses in the form of the source table.
+pub(crate) fn address_bytes(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&address.octets());
+            bytes
+        }
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+fn flow(info: &MessageInfo, destination: IpAddr, port: u16) -> Flow {
+    Flow {
+        family: if info.from.is_ipv4() { 4 } else { 6 },
+        source: address_bytes(info.from.ip()),
+        destination: address_bytes(destination),
+        source_port: info.from.port(),
+        destination_port: port,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, UdpSocket};
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use rtp_mgr_ring::abi::{
+        DESC_WORDS, LEGS_MAX, LegFigures, SEQUENCE_WORDS, SourceFigures, StreamCounters,
+    };
+    use rtp_mgr_ring::atomic::Word;
+    use rtp_mgr_ring::header;
+    use rtp_mgr_ring::receive::Filter;
+    use rtp_mgr_ring::staging::Order;
+
+    use super::*;
+    use crate::socket::ReceiveOptions;
+
+    const POSITIONS: usize = 256;
+    const SOURCES: usize = 16;
+
+    struct Pages {
+        claim: Word,
+        head: Word,
+        descriptors: Vec<[Word; DESC_WORDS]>,
+        counters: Vec<Word>,
+        legs: Vec<Vec<Word>>,
+        sources: Vec<Vec<Word>>,
+        readers: Vec<Vec<Word>>,
+    }
+
+    fn words(len: usize) -> Vec<Word> {
+        (0..len).map(|_| Word::new(0)).collect()
+    }
+
+    impl Pages {
+        fn new() -> Arc<Self> {
+            let block = |len: usize| words(SEQUENCE_WORDS + len);
+            Arc::new(Self {
+                claim: Word::new(0),
+                head: Word::new(0),
+                descriptors: (0..POSITIONS)
+                    .map(|_| std::array::from_fn(|_| Word::new(0)))
+                    .collect(),
+                counters: block(StreamCounters::WORDS),
+                legs: (0..LEGS_MAX).map(|_| block(LegFigures::WORDS)).collect(),
+                sources: (0..SOURCES).map(|_| block(SourceFigures::WORDS)).collect(),
+                readers: (0..READERS_MAX).map(|_| block(ReaderStatus::WORDS)).collect(),
+            })
+        }
+
+        fn figures(&self) -> StreamCounters {
+            let mut values = [0; StreamCounters::WORDS];
+            assert!(Block { words: &self.counters }.snapshot(&mut values, 1));
+            StreamCounters::from_words(values)
+        }
+    }
+
+    impl ReceiveMemory for Arc<Pages> {
+        fn ring(&self) -> RingView<'_> {
+            RingView { claim: &self.claim, head: &self.head, descriptors: &self.descriptors }
+        }
+
+        fn counters(&self) -> Block<'_> {
+            Block { words: &self.counters }
+        }
+
+        fn leg(&self, leg: usize) -> Block<'_> {
+            Block { words: &self.legs[leg] }
+        }
+
+        fn source(&self, at: u16) -> Block<'_> {
+            Block { words: &self.sources[usize::from(at)] }
+        }
+
+        fn reader_status(&self, reader: usize) -> Block<'_> {
+            Block { words: &self.readers[reader] }
+        }
+
+        fn set_clock(&self, _: i32, _: bool, _: u64) {}
+    }
+
+    struct Port {
+        tail: Word,
+        wake_at: Word,
+        woken: AtomicU64,
+    }
+
+    impl ReaderPort for Arc<Port> {
+        fn control(&self) -> ControlView<'_> {
+            ControlView { position: &self.tail, wake_at: &self.wake_at }
+        }
+
+        fn wake(&self) {
+            self.woken.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Side(Arc<Mutex<Vec<Passed>>>);
+
+    type Passed = (Kind, Vec<u8>);
+
+    impl SideSink for Side {
+        fn pass(&mut self, kind: Kind, _: usize, _: SocketAddr, bytes: &[u8]) {
+            self.0.lock().expect("no panic elsewhere").push((kind, bytes.to_vec()));
+        }
+    }
+
+    struct Rig {
+        stream: ReceiveStream<Arc<Pages>, Arc<Port>, Side>,
+        pages: Arc<Pages>,
+        side: Side,
+        sender: UdpSocket,
+    }
+
+    impl Rig {
+        fn new(gro: bool, order: Option<Order>) -> Self {
+            let leg = "127.0.0.1:0".parse().expect("a leg");
+            let options = ReceiveOptions { gro, ..ReceiveOptions::default() };
+            let rtp = ReceiveSocket::open(&leg, &options).expect("a socket");
+            let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
+            sender.connect(rtp.local_addr()).expect("connected");
+            let pages = Pages::new();
+            let side = Side::default();
+            let stream = ReceiveStream::new(Parts {
+                memory: pages.clone(),
+                slots: SlotMemory::private(slots_needed(POSITIONS) as u32, 2_048),
+                slot_count: POSITIONS,
+                sources: SOURCES,
+                config: Config {
+                    start: 0,
+                    slot_stride: 2_048,
+                    order,
+                    legs: 1,
+                    filter: Filter::default(),
+                    clock_rates: [0; 128],
+                    stall_ns: u64::MAX,
+                },
+                legs: vec![LegSockets { rtp, rtcp: None }],
+                side: side.clone(),
+                max_latency_ns: 10_000_000,
+            });
+            Self { stream, pages, side, sender }
+        }
+
+        fn send(&self, sequence: u16, payload_len: usize) {
+            let mut bytes = vec![sequence as u8; 12 + payload_len];
+            header::build(&mut bytes, false, 96, sequence, 0, 7).expect("room for a header");
+            self.sender.send(&bytes).expect("loopback takes it");
+        }
+
+        /// One segmented send: with GRO it arrives whole.
+        fn send_train(&self, first: u16, packets: u16, payload_len: usize) {
+            let mut bytes = Vec::new();
+            for sequence in first..first + packets {
+                let mut packet = vec![sequence as u8; 12 + payload_len];
+                header::build(&mut packet, false, 96, sequence, 0, 7).expect("room for a header");
+                bytes.extend(packet);
+            }
+            let memory = SlotMemory::private(64, 12 + payload_len);
+            let mut batch = crate::net::SendBatch::new(
+                {
+                    let mut memory = memory;
+                    for (slot, packet) in bytes.chunks(12 + payload_len).enumerate() {
+                        memory.write(slot as u32, packet);
+                    }
+                    memory
+                },
+                64,
+                true,
+            );
+            for slot in 0..packets {
+                assert!(batch.add(slot.into(), 12 + payload_len));
+            }
+            assert_eq!(batch.send(&self.sender).packets, usize::from(packets));
+        }
+
+        fn receive(&mut self) {
+            while self.stream.receive(0).expect("the socket works") {}
+        }
+    }
+
+    #[test]
+    fn figures_and_order_are_the_same_with_coalescing_on_and_off() {
+        let figures: Vec<StreamCounters> = [true, false]
+            .into_iter()
+            .map(|gro| {
+                let mut rig = Rig::new(gro, None);
+                rig.send_train(0, 30, 1_000);
+                rig.receive();
+                rig.send_train(30, 30, 1_000);
+                rig.send_train(60, 30, 500);
+                rig.send_train(90, 30, 500);
+                rig.send(120, 333);
+                rig.receive();
+                let view = rig.pages.ring();
+                for sequence in 0..121_u64 {
+                    let descriptor = view.load(sequence);
+                    assert_eq!(descriptor.sequence as u16, sequence as u16, "gro {gro}");
+                    let len = match sequence {
+                        0..60 => 1_000,
+                        60..120 => 500,
+                        _ => 333,
+                    };
+                    assert_eq!(descriptor.payload_len, len, "gro {gro}");
+                }
+                let counters = rig.pages.figures();
+                if gro {
+                    assert!(counters.coalesced > 0, "the kernel coalesced nothing");
+                }
+                StreamCounters {
+                    coalesced: 0,
+                    socket_calls: 0,
+                    updated_ns: 0,
+                    wakeups: 0,
+                    ..counters
+                }
+            })
+            .collect();
+        assert_eq!(figures[0], figures[1]);
+        assert_eq!((figures[0].received, figures[0].published, figures[0].lost), (121, 121, 0));
+    }
+
+    #[test]
+    fn what_is_no_rtp_goes_to_the_side_channel_and_not_into_the_ring() {
+        let mut rig = Rig::new(true, None);
+        let rtcp = [0x80, 201, 0, 1, 0, 0, 0, 7];
+        let mut stun = [0; 20];
+        stun[..8].copy_from_slice(&[0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42]);
+        rig.sender.send(&rtcp).expect("sent");
+        rig.sender.send(&stun).expect("sent");
+        rig.send(1, 10);
+        rig.receive();
+        let counters = rig.pages.figures();
+        assert_eq!((counters.received, counters.passed_rtcp, counters.passed_stun), (1, 1, 1));
+        let side = rig.side.0.lock().expect("no panic elsewhere");
+        assert_eq!(*side, [(Kind::Rtcp, rtcp.to_vec()), (Kind::Stun, stun.to_vec())]);
+    }
+
+    #[test]
+    fn a_gap_asks_to_be_called_again_and_is_published_then() {
+        let order = Order { reorder_ns: 1, window: 64 };
+        let mut rig = Rig::new(true, Some(order));
+        rig.send(1, 10);
+        rig.send(3, 10);
+        rig.receive();
+        assert!(rig.stream.deadline() <= clock::monotonic_ns());
+        assert_eq!(rig.pages.figures().staged, 1);
+        rig.stream.tick();
+        let counters = rig.pages.figures();
+        assert_eq!((counters.staged, counters.published, counters.gap_positions), (0, 2, 1));
+    }
+
+    #[test]
+    fn a_reader_is_woken_at_its_threshold_once_and_a_partly_filled_batch_does_not_wait_for_ever() {
+        let mut rig = Rig::new(false, None);
+        let port =
+            Arc::new(Port { tail: Word::new(0), wake_at: Word::new(0), woken: AtomicU64::new(0) });
+        rig.stream.add_reader(Mode::Reliable, false, port.clone()).expect("there is room");
+        port.wake_at.store(3);
+        let woken = |port: &Port| port.woken.load(Ordering::Relaxed);
+        rig.send(1, 10);
+        rig.send(2, 10);
+        rig.receive();
+        assert_eq!(woken(&port), 0);
+        rig.send(3, 10);
+        rig.receive();
+        rig.stream.tick();
+        assert_eq!(woken(&port), 1);
+        port.tail.store(3);
+        port.wake_at.store(1_000);
+        rig.send(4, 10);
+        rig.receive();
+        assert_eq!(woken(&port), 1);
+        rig.stream.max_latency_ns = 0;
+        rig.stream.tick();
+        assert_eq!(woken(&port), 2);
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_fills_the_ring_and_leaving_empties_it() {
+        let mut rig = Rig::new(true, None);
+        let port =
+            Arc::new(Port { tail: Word::new(0), wake_at: Word::new(0), woken: AtomicU64::new(0) });
+        let reader = rig.stream.add_reader(Mode::Reliable, false, port).expect("there is room");
+        for sequence in 0..300 {
+            rig.send(sequence, 10);
+            rig.receive();
+        }
+        assert_eq!(rig.pages.figures().dropped_ring_full, 300 - POSITIONS as u64);
+        rig.stream.remove_reader(reader);
+        rig.send(300, 10);
+        rig.receive();
+        assert_eq!(rig.pages.figures().published, POSITIONS as u64 + 1);
+    }
+}
