@@ -150,7 +150,7 @@ pub struct RxArgs {
     /// End after this many seconds
     #[arg(long, value_name = "SECONDS", value_parser = text(seconds))]
     pub duration: Option<Duration>,
-    /// End when nothing arrived for this many seconds after the first packet
+    /// End when nothing arrived for this many seconds
     #[arg(long, value_name = "SECONDS", value_parser = text(seconds))]
     pub idle_timeout: Option<Duration>,
     /// Restore the order, waiting this long for a missing packet; two legs need it [default for
@@ -176,14 +176,14 @@ pub struct RxArgs {
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = text(seconds))]
     pub interval: Duration,
     /// An arrival time of its own for each packet (turns GRO off)
-    #[arg(long)]
+    #[arg(long, conflicts_with = "gro")]
     pub exact_times: bool,
     /// Let the kernel coalesce packets (GRO) [default: on where it works]
     #[arg(long, value_name = "on|off")]
     pub gro: Option<OnOff>,
-    /// The ring has 2^N positions
-    #[arg(long, value_name = "N", default_value = "10", value_parser = text(ring_order))]
-    pub ring_order: u8,
+    /// The ring has 2^N positions [default: 10, or what --reorder needs at the --expected-rate]
+    #[arg(long, value_name = "N", value_parser = text(ring_order))]
+    pub ring_order: Option<u8>,
     /// Bytes of a slot; a longer packet is dropped and counted [default: 2048]
     #[arg(long, value_name = "BYTES", value_parser = text(slot_stride))]
     pub slot_stride: Option<u32>,
@@ -199,7 +199,8 @@ pub struct RxArgs {
     /// Read the ring that another process publishes under this name, instead of a socket
     #[arg(long, value_name = "NAME", value_parser = text(stream_name),
           conflicts_with_all = ["legs", "bind", "port", "interface", "publish", "reorder", "gro",
-                                "exact_times", "expected_rate", "slot_stride"])]
+                                "exact_times", "expected_rate", "slot_stride", "ring_order",
+                                "ssrc", "payload_type", "clock_rates"])]
     pub attach: Option<String>,
     /// With --attach: be a reliable reader (the owner must allow it)
     #[arg(long, requires = "attach")]

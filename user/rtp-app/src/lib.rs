@@ -7,6 +7,7 @@
 //! | [`text`], [`live`] | the figures for people |
 //! | [`signals`], [`stdio`] | ending when asked to |
 //! | [`media`] | MPEG-TS, WAV, SDP: what payloads are made of and restored to |
+//! | [`figures`] | from the library's snapshot to the JSON |
 //! | [`output`] | the JSON schema |
 //! | [`error`] | how a command fails, and its exit status |
 
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 pub mod cli;
 pub mod cmd;
 pub mod error;
+pub mod figures;
 pub mod live;
 pub mod media;
 pub mod output;
@@ -28,10 +30,11 @@ pub mod text;
 
 use cli::{Command, Parsed};
 use error::Failure;
+use signals::Stop;
 
 /// Runs the program. `arguments` begins with its own name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    match cli::parse(arguments).and_then(dispatch) {
+    match begin(arguments) {
         Ok(()) | Err(Failure::Closed) => ExitCode::SUCCESS,
         Err(failure) => {
             // Nobody is left to tell when this fails too.
@@ -41,8 +44,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn dispatch(parsed: Parsed) -> Result<(), Failure> {
-    let cli = match parsed {
+fn begin(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
+    let stop = Stop::install()
+        .map_err(|error| Failure::failed(format!("signals cannot be handled: {error}")))?;
+    log();
+    let cli = match cli::parse(arguments)? {
         Parsed::Help(text) => return print(&text),
         Parsed::Run(cli) => *cli,
     };
@@ -51,16 +57,29 @@ fn dispatch(parsed: Parsed) -> Result<(), Failure> {
     }
     match cli.command {
         None => print(&cli::help()),
-        Some(command) => execute(command),
+        Some(command) => execute(&command, &stop),
     }
 }
 
-fn execute(command: Command) -> Result<(), Failure> {
-    Err(Failure::failed(format!("{command:?}: not in this build")))
+fn execute(command: &Command, stop: &Stop) -> Result<(), Failure> {
+    match command {
+        Command::Rx(args) => cmd::rx::run(args, stop),
+        _ => Err(Failure::failed(format!("{command:?}: not in this build"))),
+    }
+}
+
+/// What the library has to say goes to standard error when RUST_LOG asks for it.
+fn log() {
+    if std::env::var_os("RUST_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        // Fails only when a log is there already.
+        let _ = log.try_init();
+    }
 }
 
 /// Writes text to standard output.
-fn print(text: &str) -> Result<(), Failure> {
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Failure::stdout)
 }

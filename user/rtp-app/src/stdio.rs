@@ -37,17 +37,14 @@ impl Stdout {
 }
 
 impl Write for Stdout {
-    /// Fails with [`io::ErrorKind::TimedOut`] when a signal came and the other end takes nothing.
+    /// After a signal an other end that takes nothing counts as closed.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if !self.bounded {
             return self.file.write(bytes);
         }
         while !ready(&self.file, PollFlags::OUT)? {
             if self.stop.requested() {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "interrupted while the other end took nothing",
-                ));
+                return Err(io::ErrorKind::BrokenPipe.into());
             }
         }
         self.file.write(bytes.get(..PIPE_CHUNK).unwrap_or(bytes))

@@ -1,5 +1,8 @@
 //! One file per command, and what they share.
 
+pub mod address;
+pub mod rx;
+
 use std::io::Write;
 
 use rtp_mgr_ring::abi::{ABI_MAJOR, ABI_MINOR};
