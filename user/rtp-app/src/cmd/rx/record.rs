@@ -5,9 +5,9 @@ use std::path::Path;
 use rtp_mgr::{Item, Packet};
 
 use crate::error::Failure;
-use crate::media::MediaSink;
 use crate::media::audio::Format;
-use crate::media::sink::{RawSink, WavSink};
+use crate::media::sink::RawSink;
+use crate::media::{self, MediaSink};
 use crate::signals::Stop;
 use crate::stdio::Stdout;
 
