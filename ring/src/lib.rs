@@ -26,6 +26,7 @@
 //! | [`follow`] | which source an ordered stream follows |
 //! | [`staging`] | which position a packet of an ordered stream gets |
 //! | [`receive`], `ordered` | a receive stream: all of the above put together |
+//! | [`transmit`] | a transmit stream: the engine as consumer of what its user writes |
 //! | [`pace`] | when the next packets of a transmit stream are due |
 #![cfg_attr(not(any(test, loom)), no_std)]
 #![cfg_attr(
@@ -45,10 +46,12 @@ pub mod atomic;
 pub mod follow;
 pub mod header;
 mod ordered;
+pub mod pace;
 pub mod producer;
 pub mod reader;
 pub mod receive;
 pub mod source;
 pub mod staging;
 pub mod table;
+pub mod transmit;
 pub mod view;

@@ -1,0 +1,384 @@
+//! A transmit stream, whole: the engine as consumer of a ring that its user writes.
+//!
+//! What lives here: what is believed of the writer's head and descriptors, which packets are ready,
+//! the release of positions in whatever order they are done, sleeping without missing a kick, and
+//! the counters. What does not: sockets and time ([`super::pace`]).
+//!
+//! On a transmit ring slot and position index are the same. Everything the user writes is loaded
+//! once into private memory and checked; positions between `tail` and `head` are the engine's.
+
+use core::ops::DerefMut;
+
+use super::abi::{flag, Descriptor, StreamCounters};
+use super::atomic::{fence_full, Word};
+use super::view::RingView;
+
+/// What the engine knows of one position. Fill new storage with the default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Progress {
+    /// Not the engine's, or not yet looked at.
+    #[default]
+    Waiting,
+    /// Handed out and not yet done.
+    Sending,
+    /// Done: may be released when all before it are.
+    Done,
+}
+
+/// A packet to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// Its position.
+    pub position: u64,
+    /// The slot that holds it.
+    pub slot: u32,
+    /// Its length in bytes.
+    pub len: u32,
+    /// CLOCK_TAI before which it must not go, nanoseconds.
+    pub launch_ns: Option<u64>,
+    /// RTP timestamp, as the descriptor says.
+    pub rtp_timestamp: u32,
+    /// Payload bytes, as the descriptor says; never more than `len`.
+    pub payload_len: u32,
+}
+
+/// A transmit stream. `P` holds a [`Progress`] per position.
+#[derive(Debug)]
+pub struct TransmitCore<P> {
+    progress: P,
+    slot_stride: u32,
+    /// Accepted from the writer.
+    head: u64,
+    /// Next to hand out.
+    next: u64,
+    /// Next to release.
+    tail: u64,
+    /// The last head that was refused: counted once.
+    refused: Option<u64>,
+    counters: StreamCounters,
+}
+
+/// Shortest packet: an RTP header without anything.
+const LEN_MIN: u32 = 12;
+
+impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
+    /// A stream whose first position is `start`. `progress` has one element per position, a power of
+    /// two.
+    pub fn new(mut progress: P, slot_stride: u32, start: u64) -> Self {
+        progress.fill(Progress::Waiting);
+        Self {
+            progress,
+            slot_stride,
+            head: start,
+            next: start,
+            tail: start,
+            refused: None,
+            counters: StreamCounters::default(),
+        }
+    }
+
+    fn slot_count(&self) -> u64 {
+        self.progress.len() as u64
+    }
+
+    fn index(&self, position: u64) -> usize {
+        position as usize & self.progress.len().wrapping_sub(1)
+    }
+
+    fn set(&mut self, position: u64, progress: Progress) {
+        let index = self.index(position);
+        if let Some(place) = self.progress.get_mut(index) {
+            *place = progress;
+        }
+    }
+
+    /// Takes the writer's `head`, loaded once from its control page, if it is true: forward, and at
+    /// most a ring past what is not released. Returns how many packets are new.
+    pub fn observe_head(&mut self, head: u64) -> u64 {
+        let new = head.wrapping_sub(self.head);
+        let room = self.slot_count().wrapping_sub(self.head.wrapping_sub(self.tail));
+        if new > room {
+            if self.refused != Some(head) {
+                self.refused = Some(head);
+                self.counters.violations = self.counters.violations.wrapping_add(1);
+            }
+            return 0;
+        }
+        self.refused = None;
+        self.head = head;
+        self.counters.committed = self.counters.committed.wrapping_add(new);
+        new
+    }
+
+    /// Packets accepted and not yet handed out.
+    pub fn ready(&self) -> u64 {
+        self.head.wrapping_sub(self.next)
+    }
+
+    /// Positions accepted and not yet released.
+    pub fn unreleased(&self) -> u64 {
+        self.head.wrapping_sub(self.tail)
+    }
+
+    /// The next packet, without handing it out. A descriptor that makes no sense is counted, and its
+    /// position passed over.
+    pub fn peek(&mut self, view: &RingView<'_>) -> Option<Job> {
+        while self.ready() > 0 {
+            let descriptor = view.load(self.next);
+            match self.job(&descriptor) {
+                Some(job) => return Some(job),
+                None => {
+                    let position = self.next;
+                    self.counters.violations = self.counters.violations.wrapping_add(1);
+                    self.next = position.wrapping_add(1);
+                    self.set(position, Progress::Sending);
+                    self.failed(position, 0);
+                }
+            }
+        }
+        None
+    }
+
+    /// The descriptor as a job, if it can be one.
+    fn job(&self, descriptor: &Descriptor) -> Option<Job> {
+        let slot = self.index(self.next) as u32;
+        let fits = (LEN_MIN..=self.slot_stride).contains(&descriptor.len);
+        (fits && descriptor.slot == slot).then(|| Job {
+            position: self.next,
+            slot,
+            len: descriptor.len,
+            launch_ns: descriptor.has(flag::LAUNCH_TIME).then_some(descriptor.time_ns),
+            rtp_timestamp: descriptor.rtp_timestamp,
+            payload_len: descriptor.payload_len.min(descriptor.len),
+        })
+    }
+
+    /// Hands out what [`peek`](Self::peek) showed: it is being sent.
+    pub fn take(&mut self, job: &Job) {
+        if job.position == self.next && self.ready() > 0 {
+            self.set(job.position, Progress::Sending);
+            self.next = self.next.wrapping_add(1);
+        }
+    }
+
+    /// The packet at `position` has left; the network stack needs its slot no more.
+    pub fn sent(&mut self, position: u64, len: u32) {
+        if self.finish(position) {
+            self.counters.sent = self.counters.sent.wrapping_add(1);
+            self.counters.sent_bytes = self.counters.sent_bytes.wrapping_add(len.into());
+        }
+    }
+
+    /// The packet at `position` is given up. `errno`: what the path said, 0 for nothing.
+    pub fn failed(&mut self, position: u64, errno: u32) {
+        if self.finish(position) {
+            self.counters.send_failed = self.counters.send_failed.wrapping_add(1);
+            if errno != 0 {
+                self.counters.send_errno = errno.into();
+            }
+        }
+    }
+
+    /// Marks a position done, once, and releases what is done up to there.
+    fn finish(&mut self, position: u64) -> bool {
+        let index = self.index(position);
+        match self.progress.get_mut(index) {
+            Some(progress) if *progress == Progress::Sending => *progress = Progress::Done,
+            _ => return false,
+        }
+        while self.tail != self.next {
+            let index = self.index(self.tail);
+            match self.progress.get_mut(index) {
+                Some(progress) if *progress == Progress::Done => *progress = Progress::Waiting,
+                _ => break,
+            }
+            self.tail = self.tail.wrapping_add(1);
+        }
+        true
+    }
+
+    /// Next position to release.
+    pub fn tail(&self) -> u64 {
+        self.tail
+    }
+
+    /// Accepted from the writer.
+    pub fn head(&self) -> u64 {
+        self.head
+    }
+
+    /// The stream's counters now.
+    pub fn counters(&self, now_ns: u64) -> StreamCounters {
+        let counters = &self.counters;
+        let pending =
+            counters.committed.wrapping_sub(counters.sent).wrapping_sub(counters.send_failed);
+        StreamCounters { pending, updated_ns: now_ns, ..*counters }
+    }
+
+    /// The counters that the engine keeps: those of calls, coalescing and lateness.
+    pub fn counters_mut(&mut self) -> &mut StreamCounters {
+        &mut self.counters
+    }
+}
+
+/// Asks for a kick and looks at the writer's head once more. `true`: it has not moved from `head`,
+/// and sleeping is right; a writer that commits from here on sees `need_kick`.
+pub fn prepare_sleep(need_kick: &Word, writer_head: &Word, head: u64) -> bool {
+    need_kick.store(1);
+    fence_full();
+    writer_head.load_acquire() == head
+}
+
+/// The engine is awake: no kick needed.
+pub fn awake(need_kick: &Word) {
+    need_kick.store(0);
+}
+
+/// The writer's side: makes everything before `head` the engine's. `true`: it sleeps, kick it.
+pub fn commit(writer_head: &Word, need_kick: &Word, head: u64) -> bool {
+    writer_head.store_release(head);
+    fence_full();
+    need_kick.load() != 0
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::boxed::Box;
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::super::abi::DESC_WORDS;
+    use super::*;
+
+    struct Ring {
+        claim: Word,
+        head: Word,
+        descriptors: Vec<[Word; DESC_WORDS]>,
+    }
+
+    impl Ring {
+        fn new(count: usize) -> Self {
+            let descriptors = (0..count).map(|_| core::array::from_fn(|_| Word::new(0))).collect();
+            Self { claim: Word::new(0), head: Word::new(0), descriptors }
+        }
+
+        fn view(&self) -> RingView<'_> {
+            RingView { claim: &self.claim, head: &self.head, descriptors: &self.descriptors }
+        }
+
+        fn write(&self, position: u64, slot: u32, len: u32) {
+            let descriptor = Descriptor { slot, len, ..Descriptor::default() };
+            self.view().store(position, &descriptor);
+        }
+    }
+
+    fn core(count: usize, start: u64) -> TransmitCore<Box<[Progress]>> {
+        TransmitCore::new(std::vec![Progress::Waiting; count].into(), 2_048, start)
+    }
+
+    fn law(counters: &StreamCounters) {
+        assert_eq!(counters.committed, counters.sent + counters.send_failed + counters.pending);
+    }
+
+    #[test]
+    fn positions_are_released_in_order_whatever_order_they_are_done_in() {
+        let ring = Ring::new(16);
+        let start = u64::MAX - 1;
+        let mut core = core(16, start);
+        for step in 0..4 {
+            let position = start.wrapping_add(step);
+            ring.write(position, position as u32 & 15, 100);
+        }
+        assert_eq!(core.observe_head(start.wrapping_add(4)), 4);
+        let mut jobs = Vec::new();
+        while let Some(job) = core.peek(&ring.view()) {
+            core.take(&job);
+            jobs.push(job);
+        }
+        assert_eq!(jobs.len(), 4);
+        core.sent(jobs[2].position, 100);
+        core.sent(jobs[1].position, 100);
+        assert_eq!(core.tail(), start);
+        core.failed(jobs[0].position, 111);
+        assert_eq!(core.tail(), start.wrapping_add(3));
+        core.sent(jobs[0].position, 100);
+        assert_eq!(core.counters(0).sent, 2, "done is done once");
+        law(&core.counters(0));
+        assert_eq!(core.counters(0).send_errno, 111);
+    }
+
+    #[test]
+    fn a_head_that_is_not_true_changes_nothing_and_counts_once() {
+        let mut core = core(16, 100);
+        for head in [99, 117, u64::MAX, 99] {
+            assert_eq!(core.observe_head(head), 0);
+        }
+        assert_eq!(core.head(), 100);
+        assert_eq!(core.counters(0).violations, 4);
+        assert_eq!(core.observe_head(99), 0);
+        assert_eq!(core.counters(0).violations, 4);
+        assert_eq!(core.observe_head(116), 16);
+    }
+
+    #[test]
+    fn descriptors_that_make_no_sense_are_passed_over_and_counted() {
+        let ring = Ring::new(16);
+        let mut core = core(16, 0);
+        ring.write(0, 1, 100);
+        ring.write(1, 1, 11);
+        ring.write(2, 2, 2_049);
+        ring.write(3, 3, 12);
+        core.observe_head(4);
+        let job = core.peek(&ring.view()).unwrap();
+        assert_eq!((job.position, job.slot, job.len), (3, 3, 12));
+        assert_eq!((core.counters(0).violations, core.counters(0).send_failed), (3, 3));
+        assert_eq!(core.tail(), 3);
+        law(&core.counters(0));
+    }
+
+    #[test]
+    fn a_kick_is_asked_for_only_by_who_sleeps() {
+        let (need_kick, head) = (Word::new(0), Word::new(5));
+        assert!(!commit(&head, &need_kick, 6));
+        assert!(!prepare_sleep(&need_kick, &head, 5), "there is something new");
+        assert!(prepare_sleep(&need_kick, &head, 6));
+        assert!(commit(&head, &need_kick, 7));
+        awake(&need_kick);
+        assert!(!commit(&head, &need_kick, 8));
+    }
+
+    proptest! {
+        /// Whatever a writer puts into its head and descriptors: jobs stay inside the ring and the
+        /// slot, each position is handed out once, the books balance, nothing panics.
+        #[test]
+        fn a_hostile_writer_gets_nowhere(
+            start in any::<u64>(),
+            steps in prop::collection::vec((any::<u64>(), 0..40_u64, any::<u32>(), any::<u32>()), 1..200),
+        ) {
+            let ring = Ring::new(16);
+            let mut core = core(16, start);
+            let mut last: Option<u64> = None;
+            for (wild, near, slot, len) in steps {
+                let head = if near < 20 { core.head().wrapping_add(near) } else { wild };
+                for index in 0..16 {
+                    let slot = if wild & 1 == 0 { index as u32 } else { slot };
+                    ring.write(index, slot, if near & 1 == 0 { len % 4_096 } else { len });
+                }
+                core.observe_head(head);
+                while let Some(job) = core.peek(&ring.view()) {
+                    prop_assert!(job.slot < 16 && (12..=2_048).contains(&job.len));
+                    prop_assert!(job.payload_len <= job.len);
+                    if let Some(last) = last {
+                        prop_assert!(job.position.wrapping_sub(last) as i64 > 0);
+                    }
+                    last = Some(job.position);
+                    core.take(&job);
+                    core.sent(job.position, job.len);
+                }
+                prop_assert_eq!(core.unreleased(), 0);
+                law(&core.counters(0));
+            }
+        }
+    }
+}
