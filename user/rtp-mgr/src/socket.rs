@@ -23,13 +23,15 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::leg::Leg;
 use crate::net;
 
-/// Bytes that the kernel accounts for a packet besides its data, in units of what drivers allocate:
-/// the socket buffer's own structures, and data rounded up to 2,048.
+/// Smallest memory that a network driver gives a packet, in bytes. Longer packets get the next power
+/// of two.
 const BUFFER_UNIT: usize = 2_048;
 /// The kernel's bookkeeping per packet (`struct sk_buff`), in bytes.
 const BUFFER_OVERHEAD: usize = 256;
-/// Headers and `struct skb_shared_info` in front of and behind the data, in bytes.
+/// Headers in front of and `struct skb_shared_info` behind the data, in bytes.
 const BUFFER_FRAME: usize = 384;
+/// Linux's default for `net.core.rmem_max` and `wmem_max`, in bytes.
+const BUFFER_MIN: usize = 212_992;
 /// Largest value that the kernel can double in an `int`.
 const BUFFER_MAX: usize = (i32::MAX / 2) as usize;
 /// Largest hop limit and TTL.
@@ -41,12 +43,17 @@ const DSCP_MAX: u32 = 63;
 /// bytes, in bytes to ask for.
 ///
 /// The kernel doubles what is asked for and then charges every packet for the memory it occupies
-/// (for 1,400 bytes some 2,304), not for its length: small packets need more than they seem to.
+/// (for 1,400 bytes some 2,304), not for its length: small packets need more than they seem to. Never
+/// less than what every Linux grants.
 pub fn buffer_for(packets_per_second: f64, packet_len: usize, hold: Duration) -> usize {
-    let occupied =
-        (packet_len + BUFFER_FRAME).next_multiple_of(BUFFER_UNIT).saturating_add(BUFFER_OVERHEAD);
-    let packets = (packets_per_second * hold.as_secs_f64()).ceil().max(1.0);
-    let bytes = packets * occupied as f64 / 2.0;
+    buffer_holding(packets_per_second * hold.as_secs_f64(), packet_len).max(BUFFER_MIN)
+}
+
+/// Socket buffer that holds this many packets, in bytes to ask for.
+fn buffer_holding(packets: f64, packet_len: usize) -> usize {
+    let memory = packet_len.min(net::DATAGRAM_MAX) + BUFFER_FRAME;
+    let occupied = memory.next_power_of_two().max(BUFFER_UNIT) + BUFFER_OVERHEAD;
+    let bytes = packets.ceil().max(1.0) * occupied as f64 / 2.0;
     (bytes as usize).min(BUFFER_MAX)
 }
 
@@ -759,4 +766,74 @@ fn set_outgoing(socket: &Socket, leg: &Leg, interface: Option<u32>) -> Result<()
         .map_err(io::Error::from)
     }
     .map_err(os(leg, "send the group through the interface"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    #[test]
+    fn the_computed_buffer_holds_what_it_is_computed_for() {
+        for len in [12, 100, 1_400, 1_800, 4_000, 9_000, 20_000, 60_000] {
+            // Few enough that a system's usual limit does not get in the way.
+            let count = (100_000 / len).clamp(3, 80);
+            let buffer = buffer_holding(count as f64, len);
+            let options = ReceiveOptions { buffer: Some(buffer), ..Default::default() };
+            let to = ReceiveSocket::open(&Leg::new(LOCALHOST, 0), &options).unwrap();
+            if let [warning, ..] = to.warnings() {
+                println!("not run for {len} bytes: {warning}");
+                continue;
+            }
+            let leg = Leg::new(LOCALHOST, to.local_addr().port());
+            let from = TransmitSocket::open(&leg, &TransmitOptions::default()).unwrap();
+            for _ in 0..count {
+                from.send(&vec![0; len]).unwrap();
+            }
+            assert_eq!(to.drops(), Some(0), "{count} packets of {len} bytes in {buffer}");
+        }
+    }
+
+    #[test]
+    fn the_computed_buffer_stays_within_what_can_be_asked_for() {
+        let ms = Duration::from_millis;
+        assert_eq!(buffer_for(1e12, 1_400, ms(10_000)), BUFFER_MAX);
+        assert_eq!(buffer_for(f64::INFINITY, 1_400, ms(1_000)), BUFFER_MAX);
+        assert_eq!(buffer_for(f64::NAN, 1_400, ms(0)), BUFFER_MIN);
+        assert_eq!(buffer_for(0.0, usize::MAX, ms(0)), BUFFER_MIN);
+        assert_eq!(buffer_for(20_000.0, 1_400, ms(100)), 2 * buffer_for(10_000.0, 1_400, ms(100)));
+    }
+
+    #[test]
+    fn a_buffer_not_asked_for_is_the_systems() {
+        let socket =
+            ReceiveSocket::open(&Leg::new(LOCALHOST, 0), &ReceiveOptions::default()).unwrap();
+        assert_eq!(socket.buffer().asked, socket.buffer().granted);
+        assert!(!socket.buffer().is_short());
+    }
+
+    #[test]
+    fn warnings_name_their_remedy() {
+        let grant = BufferGrant { asked: 5_000_000, granted: 212_992 };
+        let text = SocketWarning::ReceiveBuffer(grant).to_string();
+        assert!(text.contains("sysctl -w net.core.rmem_max=5000000"), "{text}");
+        let text = SocketWarning::SendBuffer(grant).to_string();
+        assert!(text.contains("sysctl -w net.core.wmem_max=5000000"), "{text}");
+        assert!(text.contains("212992 bytes granted of 5000000"), "{text}");
+    }
+
+    #[test]
+    fn coalescing_can_be_turned_off_and_on() {
+        let options = ReceiveOptions { gro: true, ..Default::default() };
+        let mut socket = ReceiveSocket::open(&Leg::new(LOCALHOST, 0), &options).unwrap();
+        assert!(socket.gro());
+        socket.set_gro(false).unwrap();
+        assert!(!socket.gro());
+    }
+
+    #[test]
+    fn the_interfaces_of_this_machine_are_listed() {
+        assert!(interfaces().contains(&"lo".to_owned()), "{:?}", interfaces());
+    }
 }
