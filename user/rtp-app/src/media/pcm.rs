@@ -51,11 +51,11 @@ fn nominal_samples(rate: u32, time: Duration) -> u64 {
     ((samples_e9 + 500_000_000) / 1_000_000_000) as u64
 }
 
-/// Milliseconds with as many decimals as there are, at most two more than whole: `1`, `1.09`, `0.125`.
+/// Milliseconds as SDP writes them: `1`, `1.09` (48 samples at 44.1 kHz), `0.33` (16 at 48 kHz), `0.125` (6).
 pub(super) fn packet_time_text(time: Duration) -> String {
-    let us = (time.as_nanos() + 500) / 1_000;
-    // SDP writes 1.09 for 48 samples at 44.1 kHz and 0.33 for 16 at 48 kHz, but 0.125 for 6.
-    let us = if us.is_multiple_of(125) { us } else { (us + 5) / 10 * 10 };
+    let ns = time.as_nanos();
+    let unit = if ns.is_multiple_of(125_000) { 1_000 } else { 10_000 };
+    let us = (ns + unit / 2) / unit * unit / 1_000;
     let text = format!("{}.{:03}", us / 1_000, us % 1_000);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
