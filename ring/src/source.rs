@@ -326,6 +326,15 @@ impl Source {
         self.stray.map_or(0, |stray| stray.copies.saturating_add(1))
     }
 
+    /// Whether `seen` was stamped with the highest packet or before it, by at most `limit_ns`: then it
+    /// is late rather than of a new run, however far its number lags. `false` while no clock rate is
+    /// known and the run is too short to measure one.
+    pub fn is_stamped_late(&self, seen: &Seen, limit_ns: u64) -> bool {
+        let ticks = u64::try_from(self.top.timestamp.wrapping_sub(seen.timestamp) as i32);
+        let (Ok(ticks), Some((rate_ticks, rate_ns))) = (ticks, self.rate()) else { return false };
+        self.started && wide(ticks, rate_ns) <= wide(limit_ns, rate_ticks)
+    }
+
     /// Takes a packet into account.
     ///
     /// `misorder`: how far a packet may lag behind the highest and still count as late, in packets;
@@ -1139,6 +1148,20 @@ mod tests {
         assert_eq!(late_by(101, 0), Step::Stray);
         assert_eq!(late_by(101, 101), reordered(101));
         assert_eq!(late_by(800, 1_000), reordered(800));
+    }
+
+    #[test]
+    fn a_late_packet_is_told_by_its_timestamp() {
+        for clock_rate in [0, 8_000] {
+            let mut source = Source::new(clock_rate);
+            let late = |index| source.is_stamped_late(&Sender::PCMU.packet(index), 500 * MS);
+            assert!(!late(0), "nothing has come");
+            feed(&mut source, (0..100).map(|index| Sender::PCMU.packet(index)));
+            let late = |index| source.is_stamped_late(&Sender::PCMU.packet(index), 500 * MS);
+            assert!(late(99) && late(74));
+            assert!(!late(73), "more than 500 ms");
+            assert!(!late(100), "newer");
+        }
     }
 
     /// Duplicates are told among the last 1,024 numbers.

@@ -6,6 +6,7 @@
 //! | [`cmd`] | one file per command |
 //! | [`text`], [`live`] | the figures for people |
 //! | [`signals`], [`stdio`] | ending when asked to |
+//! | [`capture`] | capture files: reading, finding the RTP, writing |
 //! | [`media`] | MPEG-TS, WAV, SDP: what payloads are made of and restored to |
 //! | [`figures`] | from the library's snapshot to the JSON |
 //! | [`output`] | the JSON schema |
@@ -17,6 +18,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
+pub mod capture;
 pub mod cli;
 pub mod cmd;
 pub mod error;
@@ -63,6 +65,7 @@ fn begin(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
 
 fn execute(command: &Command, stop: &Stop) -> Result<(), Failure> {
     match command {
+        Command::Inspect(args) => cmd::inspect::run(args, stop),
         Command::Rx(args) => cmd::rx::run(args, stop),
         _ => Err(Failure::failed(format!("{command:?}: not in this build"))),
     }

@@ -35,7 +35,7 @@ pub fn milliseconds(value: Option<f64>) -> String {
 }
 
 /// `part` of `whole` in per cent.
-fn share(part: u64, whole: u64) -> String {
+pub fn share(part: u64, whole: u64) -> String {
     if whole == 0 {
         return "0 %".into();
     }
