@@ -43,6 +43,15 @@ pub fn share(part: u64, whole: u64) -> String {
     if percent > 0.0 && percent < 0.01 { "< 0.01 %".into() } else { format!("{percent:.2} %") }
 }
 
+/// A progress bar: `done` from 0 to 1, and beyond when something repeats.
+pub fn bar(done: f64) -> String {
+    const WIDTH: usize = 30;
+    let part = if done > 1.0 { done.fract() } else { done.max(0.0) };
+    let filled = (part * WIDTH as f64).round() as usize;
+    let (full, empty) = ("=".repeat(filled), " ".repeat(WIDTH - filled.min(WIDTH)));
+    format!("[{full}{empty}] {:.0} %", part * 100.0)
+}
+
 /// The live lines of a receive stream.
 pub fn receive_lines(report: &Report, interval: &Interval) -> Vec<String> {
     let mut lines = Vec::new();
@@ -75,7 +84,8 @@ pub fn receive_lines(report: &Report, interval: &Interval) -> Vec<String> {
     lines
 }
 
-fn leg_line(leg: &Leg) -> String {
+/// A leg's figures in one line.
+pub fn leg_line(leg: &Leg) -> String {
     let skew = leg.skew_ms.map_or_else(String::new, |skew| {
         format!(
             "  behind {:.3} ms (min {:.3}, mean {:.3}, max {:.3})",
@@ -238,6 +248,20 @@ fn table(total_name: &str, total: u64, rows: &[(&str, u64)]) -> String {
     let verdict = if sum == total { "balances" } else { "DOES NOT BALANCE" };
     let _ = writeln!(text, "{:<width$}{:>16}  {verdict}", "sum", grouped(sum));
     text
+}
+
+/// A source's figures in one line.
+pub fn source_line(stream: &Stream) -> String {
+    format!(
+        "source {}, SSRC 0x{:08x}, payload type {}: {} packets, lost {} of {}, jitter {}\n",
+        stream.source.as_deref().unwrap_or("-"),
+        stream.ssrc.unwrap_or_default(),
+        stream.payload_type.map_or_else(|| "-".into(), |pt| pt.to_string()),
+        grouped(stream.packets),
+        grouped(stream.lost),
+        grouped(stream.expected),
+        milliseconds(stream.jitter_ms),
+    )
 }
 
 /// Expected, lost and where, for `stat`.

@@ -1,8 +1,11 @@
 //! One file per command, and what they share.
 
 pub mod address;
+pub mod doctor;
 pub mod inspect;
 pub mod rx;
+pub mod streams;
+pub mod tx;
 
 use std::io::Write;
 

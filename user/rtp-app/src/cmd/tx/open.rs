@@ -1,0 +1,170 @@
+//! From the options of `tx` to a source and a stream that is open.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::path::Path;
+
+use rtp_mgr::socket::TransmitOptions;
+use rtp_mgr::{Leg, PacketRate, Transmitter};
+use rtp_mgr_ring::abi::SLOT_STRIDE_MIN;
+
+use super::generate::Generator;
+use super::replay::Replay;
+use super::send::{Limit, Pacing, Sender};
+use crate::cli::{OnOff, Rate, TxArgs};
+use crate::cmd::address::transmit_legs;
+use crate::error::Failure;
+use crate::media::audio::Format;
+use crate::media::{self, Framing, Input, MediaInfo, MediaSource, Source, SourceOptions};
+use crate::signals::Stop;
+use crate::stdio::Stdin;
+
+/// Packets per second when nobody says.
+const RATE: Rate = Rate { packets: 50, seconds: 1 };
+/// Payload bytes when nobody says.
+const PAYLOAD: u32 = 1_200;
+/// Bytes of an RTP header without CSRC and extension (RFC 3550 section 5.1).
+const RTP_HEADER: usize = 12;
+
+/// The options, judged together, and the source they name.
+pub struct Settings<'a> {
+    args: &'a TxArgs,
+    /// Where to send.
+    pub legs: Vec<Leg>,
+    source: Box<dyn MediaSource>,
+    live: bool,
+}
+
+impl<'a> Settings<'a> {
+    /// Judges the options together and opens the input.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`]; an input that cannot be read.
+    pub fn new(args: &'a TxArgs, stop: &Stop) -> Result<Self, Failure> {
+        let legs = transmit_legs(args)?;
+        let live = args.input.as_deref() == Some(Path::new("-"));
+        if live && args.repeat {
+            return Err(Failure::usage(
+                "--loop: cannot be used together with --input -; accepted: a file",
+            ));
+        }
+        Ok(Self { args, legs, source: source(args, stop)?, live })
+    }
+
+    /// What is sent.
+    pub fn info(&self) -> &MediaInfo {
+        self.source.info()
+    }
+
+    /// The payload type that goes into the headers made here.
+    pub fn payload_type(&self) -> u8 {
+        self.args.payload_type.unwrap_or(self.info().payload_type)
+    }
+
+    /// Whether the packets come with headers of their own.
+    pub fn is_replay(&self) -> bool {
+        self.info().framing == Framing::RtpPacket
+    }
+
+    /// Opens the stream.
+    ///
+    /// # Errors
+    /// As the library says.
+    pub fn open(&self) -> Result<Transmitter, Failure> {
+        let args = self.args;
+        let info = self.info();
+        let header = if self.is_replay() { 0 } else { RTP_HEADER };
+        // Slots as long as the packets: equal neighbours are contiguous, one call sends many.
+        let stride = ((header + info.payload_max) as u32).max(SLOT_STRIDE_MIN);
+        let mut builder = Transmitter::builder()
+            .engine(args.engine.into())
+            .ring_order(args.ring_order)
+            .slot_stride(stride)
+            .payload_type(self.payload_type())
+            .gso(args.gso != Some(OnOff::Off))
+            // A capture's sources get their BYE from here; the engine knows one SSRC only.
+            .rtcp(!self.is_replay());
+        for leg in &self.legs {
+            builder = builder.leg(leg.clone());
+        }
+        if let Some(rate) = self.rate() {
+            let rate = PacketRate::new(rate.packets, rate.seconds).map_err(Failure::library)?;
+            builder = builder.rate(rate);
+        }
+        if let Some(hz) = info.clock_rate {
+            builder = builder.clock_rate(hz);
+        }
+        if let Some(ttl) = args.ttl {
+            builder = builder.ttl(ttl);
+        }
+        if let Some(dscp) = args.dscp {
+            builder = builder.dscp(dscp);
+        }
+        if let Some(port) = args.source_port {
+            builder = builder.source_port(port);
+        }
+        if let Some(ssrc) = args.ssrc {
+            builder = builder.ssrc(ssrc);
+        }
+        builder.open().map_err(Failure::library)
+    }
+
+    /// How the BYE of a capture's sources leaves.
+    pub fn rtcp_options(&self) -> TransmitOptions {
+        TransmitOptions {
+            ttl: self.args.ttl.map(u32::from),
+            dscp: self.args.dscp.map(u32::from),
+            ..TransmitOptions::default()
+        }
+    }
+
+    /// What fills the slots.
+    pub fn sender(self) -> Sender {
+        let pacing = match (self.rate(), self.live) {
+            (Some(_), _) => Pacing::Rate,
+            (None, true) => Pacing::Live,
+            (None, false) => Pacing::Launch,
+        };
+        let limit = Limit { count: self.args.count, duration: self.args.duration };
+        let replay = Replay::new(self.args.ssrc, self.args.payload_type);
+        // RFC 3550 section 5.1: the first timestamp should be random.
+        let offset = RandomState::new().build_hasher().finish() as u32;
+        Sender::new(self.source, pacing, limit, self.args.repeat, replay, offset)
+    }
+
+    /// The rate of generated packets.
+    fn rate(&self) -> Option<Rate> {
+        match self.args.input {
+            Some(_) => None,
+            None => Some(self.args.rate.unwrap_or(RATE)),
+        }
+    }
+}
+
+fn source(args: &TxArgs, stop: &Stop) -> Result<Box<dyn MediaSource>, Failure> {
+    let Some(path) = &args.input else {
+        let len = args.payload.unwrap_or(PAYLOAD) as usize;
+        return Ok(Box::new(Generator::new(args.rate.unwrap_or(RATE), len)));
+    };
+    let format = match &args.format {
+        Some(text) => Some(
+            text.parse::<Format>().map_err(|error| Failure::usage(format!("--format {error}")))?,
+        ),
+        None => None,
+    };
+    let failed = |error| Failure::media("--input", &error);
+    let input = if path == Path::new("-") {
+        let stdin = Stdin::new(stop)
+            .map_err(|error| Failure::failed(format!("--input -: standard input: {error}")))?;
+        Input::pipe("standard input", Box::new(stdin))
+    } else {
+        Input::open(path).map_err(failed)?
+    };
+    let options = SourceOptions { format, bitrate: args.bitrate, packet_time: args.ptime };
+    match media::open(input, &options).map_err(failed)? {
+        Source::Media(source) => Ok(source),
+        Source::Capture(_) => {
+            Err(Failure::failed(format!("--input {}: captures cannot be sent yet", path.display())))
+        }
+    }
+}
