@@ -133,7 +133,7 @@ pub struct RxArgs {
     /// Where to receive.
     pub address: RxAddress,
     /// Take addresses, payload type and format from a session description
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "format")]
     pub sdp: Option<PathBuf>,
     /// Audio format, to write a WAV file and to know the clock rate, such as L24/48000/2
     #[arg(long, value_name = "ENCODING/RATE/CHANNELS")]
@@ -141,7 +141,7 @@ pub struct RxArgs {
     /// Write the payload to a file (- is standard output); .wav needs --format or --sdp
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Write the packets to a capture file (pcapng)
+    /// Write the packets to a capture file (pcap)
     #[arg(long, value_name = "FILE")]
     pub pcap: Option<PathBuf>,
     /// End after this many packets
@@ -200,7 +200,7 @@ pub struct RxArgs {
     #[arg(long, value_name = "NAME", value_parser = text(stream_name),
           conflicts_with_all = ["legs", "bind", "port", "interface", "publish", "reorder", "gro",
                                 "exact_times", "expected_rate", "slot_stride", "ring_order",
-                                "ssrc", "payload_type", "clock_rates"])]
+                                "ssrc", "payload_type", "clock_rates", "sdp"])]
     pub attach: Option<String>,
     /// With --attach: be a reliable reader (the owner must allow it)
     #[arg(long, requires = "attach")]

@@ -105,7 +105,11 @@ fn from_parts(
     on_interface(leg, interface)
 }
 
-fn on_interface(leg: Leg, interface: Option<&str>) -> Result<Leg, Failure> {
+/// The leg on this interface, unless it names one itself.
+///
+/// # Errors
+/// [`Failure::Usage`]: the name cannot be one.
+pub fn on_interface(leg: Leg, interface: Option<&str>) -> Result<Leg, Failure> {
     match interface {
         Some(name) if leg.interface().is_none() => leg.with_interface(name).map_err(|_| {
             Failure::usage(format!(

@@ -5,7 +5,9 @@
 //! | [`open`] | from the options to a stream |
 //! | [`end`] | when it is enough |
 //! | [`record`] | where the packets go |
+//! | [`capture`] | `--pcap` |
 
+mod capture;
 mod end;
 mod open;
 mod record;
@@ -36,7 +38,7 @@ use record::{Recorder, is_stdout};
 pub fn run(args: &RxArgs, stop: &Stop) -> Result<(), Failure> {
     let settings = open::Settings::new(args)?;
     let mut feed = settings.open()?;
-    let mut recorder = Recorder::open(args.out.as_deref(), settings.format(), stop)?;
+    let mut recorder = Recorder::open(args, settings.format(), &feed.stats(), stop)?;
     let mut screen = Screen::new(args, &feed, stop)?;
     let mut end = End::new(args);
     let ended = receive(&mut feed, &mut recorder, &mut screen, &mut end, stop);

@@ -1,5 +1,7 @@
 //! From the options of `rx` to a stream that is open.
 
+use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use rtp_mgr::{Attached, Batch, Engine, Leg, Mode, Receiver, ReceiverBuilder, SideChannel, Stats};
@@ -7,9 +9,11 @@ use rtp_mgr_ring::abi::ReaderStatus;
 
 use super::record::is_stdout;
 use crate::cli::{EngineChoice, OnOff, RxArgs};
-use crate::cmd::address::receive_legs;
+use crate::cmd::address::{on_interface, receive_legs};
 use crate::error::Failure;
+use crate::media::Input;
 use crate::media::audio::Format;
+use crate::media::sdp::Description;
 
 /// How long gaps stay open when nobody says.
 const REORDER_DEFAULT: Duration = Duration::from_millis(20);
@@ -31,8 +35,10 @@ impl From<EngineChoice> for Engine {
 pub struct Settings<'a> {
     args: &'a RxArgs,
     legs: Vec<Leg>,
+    source: Option<IpAddr>,
     payload_type: Option<u8>,
     format: Option<Format>,
+    clock_rate: Option<u32>,
 }
 
 impl<'a> Settings<'a> {
@@ -47,24 +53,51 @@ impl<'a> Settings<'a> {
                  accepted: a file",
             ));
         }
-        let format = match &args.format {
-            Some(text) => Some(
-                text.parse::<Format>()
-                    .map_err(|error| Failure::usage(format!("--format {error}")))?,
-            ),
-            None => None,
-        };
-        let settings = Self {
+        let mut settings = Self {
             args,
             legs: receive_legs(&args.address)?,
+            source: None,
             payload_type: args.payload_type,
-            format,
+            format: None,
+            clock_rate: None,
         };
+        if let Some(text) = &args.format {
+            let format: Format =
+                text.parse().map_err(|error| Failure::usage(format!("--format {error}")))?;
+            settings.format = Some(format);
+            settings.clock_rate = Some(format.clock_rate());
+        }
+        if let Some(path) = &args.sdp {
+            settings.describe(path)?;
+        }
         settings.check()?;
         Ok(settings)
     }
 
+    /// Takes over what a session description says. Addresses on the command line count more.
+    fn describe(&mut self, path: &Path) -> Result<(), Failure> {
+        let description = Input::open(path)
+            .and_then(|mut input| Description::read(&mut input))
+            .map_err(|error| Failure::media("--sdp", &error))?;
+        if self.legs.is_empty() {
+            let interface = self.args.address.interface.as_deref();
+            let legs = description.legs.into_iter().map(|leg| on_interface(leg, interface));
+            self.legs = legs.collect::<Result<_, _>>()?;
+            self.source = description.source;
+        }
+        self.payload_type = self.payload_type.or(Some(description.payload_type));
+        self.format = description.format;
+        self.clock_rate = description.clock_rate;
+        Ok(())
+    }
+
     fn check(&self) -> Result<(), Failure> {
+        if let Some(path) = self.args.pcap.as_deref().filter(|path| is_stdout(path)) {
+            return Err(Failure::usage(format!(
+                "--pcap {}: not a file name; accepted: a file",
+                path.display()
+            )));
+        }
         let wav = self.args.out.as_deref().and_then(|path| path.extension());
         let wav = wav.is_some_and(|extension| extension.eq_ignore_ascii_case("wav"));
         if wav && !matches!(self.format, Some(Format::Audio(_))) {
@@ -133,6 +166,9 @@ impl<'a> Settings<'a> {
         if let Some(name) = &args.publish {
             builder = builder.publish(name);
         }
+        if let Some(source) = self.source {
+            builder = builder.source_address(source);
+        }
         for (payload_type, hz) in self.clock_rates() {
             builder = builder.clock_rate(payload_type, hz);
         }
@@ -148,12 +184,11 @@ impl<'a> Settings<'a> {
     /// What the format says, then what `--clock-rate` says, which counts more.
     fn clock_rates(&self) -> Vec<(u8, u32)> {
         let mut rates = Vec::new();
-        if let Some(format) = &self.format {
-            match self.payload_type {
-                Some(payload_type) => rates.push((payload_type, format.clock_rate())),
-                // RFC 3551 section 3: the dynamic payload types.
-                None => rates.extend((96..=127).map(|pt| (pt, format.clock_rate()))),
-            }
+        match (self.clock_rate, self.payload_type) {
+            (Some(hz), Some(payload_type)) => rates.push((payload_type, hz)),
+            // RFC 3551 section 3: the dynamic payload types.
+            (Some(hz), None) => rates.extend((96..=127).map(|payload_type| (payload_type, hz))),
+            (None, _) => {}
         }
         rates.extend(self.args.clock_rates.iter().map(|rate| (rate.payload_type, rate.hz)));
         rates

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use rtp_mgr::{Item, Packet};
+use rtp_mgr::{Item, Packet, Stats};
 
+use super::capture::Capture;
+use crate::cli::RxArgs;
 use crate::error::Failure;
 use crate::media::audio::Format;
 use crate::media::sink::RawSink;
@@ -19,6 +21,7 @@ pub fn is_stdout(path: &Path) -> bool {
 /// Writes what is read.
 pub struct Recorder {
     out: Option<Box<dyn MediaSink>>,
+    capture: Option<Capture>,
 }
 
 impl Recorder {
@@ -26,8 +29,15 @@ impl Recorder {
     ///
     /// # Errors
     /// A file that cannot be made.
-    pub fn open(out: Option<&Path>, format: Option<Format>, stop: &Stop) -> Result<Self, Failure> {
-        Ok(Self { out: out.map(|path| sink(path, format, stop)).transpose()? })
+    pub fn open(
+        args: &RxArgs,
+        format: Option<Format>,
+        stats: &Stats,
+        stop: &Stop,
+    ) -> Result<Self, Failure> {
+        let out = args.out.as_deref().map(|path| sink(path, format, stop)).transpose()?;
+        let capture = args.pcap.as_deref().map(|path| Capture::create(path, stats)).transpose()?;
+        Ok(Self { out, capture })
     }
 
     /// Takes one item of a batch; returns how many packets it is.
@@ -43,6 +53,9 @@ impl Recorder {
     }
 
     fn packet(&mut self, packet: &Packet<'_>) -> Result<(), Failure> {
+        if let Some(capture) = &mut self.capture {
+            capture.packet(packet)?;
+        }
         match &mut self.out {
             Some(out) => out.packet(packet.payload(), packet.rtp_timestamp()).map_err(out_failed),
             None => Ok(()),
@@ -69,6 +82,12 @@ impl Recorder {
     /// # Errors
     /// A file that could not be written to its end.
     pub fn finish(&mut self) -> Result<Vec<String>, Failure> {
+        let captured = self.capture.take().map_or(Ok(()), Capture::finish);
+        let remarks = self.finish_out()?;
+        captured.map(|()| remarks)
+    }
+
+    fn finish_out(&mut self) -> Result<Vec<String>, Failure> {
         let Some(out) = self.out.take() else { return Ok(Vec::new()) };
         let summary = out.finish().map_err(out_failed)?;
         let mut remarks = Vec::new();

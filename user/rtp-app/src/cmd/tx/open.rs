@@ -1,20 +1,23 @@
 //! From the options of `tx` to a source and a stream that is open.
 
 use std::collections::hash_map::RandomState;
+use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::path::Path;
 
 use rtp_mgr::socket::TransmitOptions;
-use rtp_mgr::{Leg, PacketRate, Transmitter};
+use rtp_mgr::{Leg, PacketRate, Transmitter, clock};
 use rtp_mgr_ring::abi::SLOT_STRIDE_MIN;
 
 use super::generate::Generator;
 use super::replay::Replay;
 use super::send::{Limit, Pacing, Sender};
+use crate::capture::{self, find::ClockRates};
 use crate::cli::{OnOff, Rate, TxArgs};
 use crate::cmd::address::transmit_legs;
 use crate::error::Failure;
 use crate::media::audio::Format;
+use crate::media::sdp::Description;
 use crate::media::{self, Framing, Input, MediaInfo, MediaSource, Source, SourceOptions};
 use crate::signals::Stop;
 use crate::stdio::Stdin;
@@ -109,6 +112,24 @@ impl<'a> Settings<'a> {
         builder.open().map_err(Failure::library)
     }
 
+    /// Writes the session description that `--sdp` asks for.
+    ///
+    /// # Errors
+    /// The encoding is not known, or the file cannot be written.
+    pub fn describe(&self, transmitter: &Transmitter) -> Result<(), Failure> {
+        let Some(path) = &self.args.sdp else { return Ok(()) };
+        let name = self.args.input.as_deref().and_then(Path::file_name);
+        let name = name.map_or_else(|| "rtp_app".into(), |name| name.to_string_lossy());
+        let mut description =
+            Description::of(&name, self.legs.clone(), self.payload_type(), self.info())
+                .map_err(|error| Failure::usage(format!("--sdp {}: {error}", path.display())))?;
+        description.ttl = self.args.ttl;
+        let origin = transmitter.local_addr(0).map(|address| address.ip());
+        let session = clock::realtime_ns() / 1_000_000_000;
+        fs::write(path, description.to_text(origin, session))
+            .map_err(|error| Failure::reading("--sdp", path, error))
+    }
+
     /// How the BYE of a capture's sources leaves.
     pub fn rtcp_options(&self) -> TransmitOptions {
         TransmitOptions {
@@ -163,8 +184,13 @@ fn source(args: &TxArgs, stop: &Stop) -> Result<Box<dyn MediaSource>, Failure> {
     let options = SourceOptions { format, bitrate: args.bitrate, packet_time: args.ptime };
     match media::open(input, &options).map_err(failed)? {
         Source::Media(source) => Ok(source),
+        // Two passes over it are needed: not from a pipe.
+        Source::Capture(_) if path == Path::new("-") => Err(Failure::usage(
+            "--input -: a capture cannot be read from standard input; accepted: a file",
+        )),
         Source::Capture(_) => {
-            Err(Failure::failed(format!("--input {}: captures cannot be sent yet", path.display())))
+            let capture = capture::replay::Replay::open(path, &ClockRates::default());
+            Ok(Box::new(capture.map_err(failed)?))
         }
     }
 }
