@@ -11,6 +11,7 @@
 //! | [`input`] | files and pipes to read from, and what they carry |
 //! | [`pcm`] | linear audio into payloads: packet times, sample layouts |
 //! | [`wav`] | the header of a WAV file |
+//! | [`programme`] | a short programme made on the spot, for the demo |
 //! | [`sdp`] | session descriptions of a stream |
 //! | [`sink`] | payloads back into files: bytes as they are, or a WAV |
 //! | [`ts`] | MPEG transport streams, timed by their PCR |
@@ -19,6 +20,7 @@ pub mod audio;
 mod error;
 pub mod input;
 pub mod pcm;
+pub mod programme;
 pub mod sdp;
 pub mod sink;
 pub mod ts;
