@@ -295,9 +295,9 @@ pub struct DemoArgs {
     /// The result as one JSON line
     #[arg(long)]
     pub json: bool,
-    /// Length of the programme
-    #[arg(long, value_name = "SECONDS", default_value = "8", value_parser = text(seconds))]
-    pub duration: Duration,
+    /// Length of the programme, 1 to 60 whole seconds
+    #[arg(long, value_name = "SECONDS", default_value = "8", value_parser = text(whole_seconds))]
+    pub duration: u32,
     /// Who runs the rings
     #[arg(long, value_enum, value_name = "ENGINE", default_value = "auto")]
     pub engine: EngineChoice,
@@ -546,6 +546,10 @@ fn seconds(value: &str) -> Result<Duration, String> {
     decimal(value, 0.001, 31_536_000.0)
         .map(Duration::from_secs_f64)
         .ok_or_else(|| "not a time; accepted: 0.001 to 31536000 seconds".into())
+}
+
+fn whole_seconds(value: &str) -> Result<u32, String> {
+    whole(value, "a length in whole seconds", 1, 60).map(|seconds| seconds as u32)
 }
 
 fn reorder(value: &str) -> Result<Duration, String> {

@@ -37,8 +37,8 @@ impl Failure {
         }
     }
 
-    /// A file that could not be read: `argument` names the option that gave it.
-    pub fn reading(argument: &str, path: &Path, error: impl std::fmt::Display) -> Self {
+    /// A file that could not be read or written: `argument` names the option that gave it.
+    pub fn file(argument: &str, path: &Path, error: impl std::fmt::Display) -> Self {
         Self::Failed(format!("{argument} {}: {error}", path.display()))
     }
 

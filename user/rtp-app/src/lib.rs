@@ -68,6 +68,7 @@ fn execute(command: &Command, stop: &Stop) -> Result<(), Failure> {
         Command::Inspect(args) => cmd::inspect::run(args, stop),
         Command::Rx(args) => cmd::rx::run(args, stop),
         Command::Tx(args) => cmd::tx::run(args, stop),
+        Command::Demo(args) => cmd::demo::run(args, stop),
         Command::List(args) => cmd::streams::list(args),
         Command::Stat(args) => cmd::streams::stat(args),
         Command::Doctor(args) => cmd::doctor::run(args),

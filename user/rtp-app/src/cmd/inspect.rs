@@ -17,7 +17,7 @@ use crate::text::{grouped, share};
 /// The file cannot be read or is not a capture. One that is truncated or damaged is an error too, after
 /// what could be read was printed.
 pub fn run(args: &InspectArgs, stop: &Stop) -> Result<(), Failure> {
-    let failed = |error: &CaptureError| Failure::reading("FILE", &args.file, error);
+    let failed = |error: &CaptureError| Failure::file("FILE", &args.file, error);
     let mut file = CaptureFile::open(&args.file).map_err(|error| failed(&error))?;
     let rates = args.clock_rates.iter().map(|rate| (rate.payload_type, rate.hz));
     let mut finder = Finder::new(ClockRates::new(rates));

@@ -40,7 +40,7 @@ const CLOSE: Duration = Duration::from_secs(2);
 pub fn run(args: &TxArgs, stop: &Stop) -> Result<(), Failure> {
     let settings = Settings::new(args, stop)?;
     let mut transmitter = settings.open()?;
-    settings.describe(&transmitter)?;
+    settings.write_description(&transmitter)?;
     let legs = settings.legs.clone();
     let rtcp_options = settings.is_replay().then(|| settings.rtcp_options());
     let mut screen = Screen::new(args, &settings, &transmitter, stop)?;

@@ -36,6 +36,7 @@ pub struct Settings<'a> {
     pub legs: Vec<Leg>,
     source: Box<dyn MediaSource>,
     live: bool,
+    description: Option<Description>,
 }
 
 impl<'a> Settings<'a> {
@@ -51,7 +52,22 @@ impl<'a> Settings<'a> {
                 "--loop: cannot be used together with --input -; accepted: a file",
             ));
         }
-        Ok(Self { args, legs, source: source(args, stop)?, live })
+        let source = source(args, stop)?;
+        let mut settings = Self { args, legs, source, live, description: None };
+        settings.description = settings.describe()?;
+        Ok(settings)
+    }
+
+    /// What `--sdp` shall say.
+    fn describe(&self) -> Result<Option<Description>, Failure> {
+        let Some(path) = &self.args.sdp else { return Ok(None) };
+        let name = self.args.input.as_deref().and_then(Path::file_name);
+        let name = name.map_or_else(|| "rtp_app".into(), |name| name.to_string_lossy());
+        let mut description =
+            Description::of(&name, self.legs.clone(), self.payload_type(), self.info())
+                .map_err(|error| Failure::usage(format!("--sdp {}: {error}", path.display())))?;
+        description.ttl = self.args.ttl;
+        Ok(Some(description))
     }
 
     /// What is sent.
@@ -115,19 +131,15 @@ impl<'a> Settings<'a> {
     /// Writes the session description that `--sdp` asks for.
     ///
     /// # Errors
-    /// The encoding is not known, or the file cannot be written.
-    pub fn describe(&self, transmitter: &Transmitter) -> Result<(), Failure> {
-        let Some(path) = &self.args.sdp else { return Ok(()) };
-        let name = self.args.input.as_deref().and_then(Path::file_name);
-        let name = name.map_or_else(|| "rtp_app".into(), |name| name.to_string_lossy());
-        let mut description =
-            Description::of(&name, self.legs.clone(), self.payload_type(), self.info())
-                .map_err(|error| Failure::usage(format!("--sdp {}: {error}", path.display())))?;
-        description.ttl = self.args.ttl;
+    /// The file cannot be written.
+    pub fn write_description(&self, transmitter: &Transmitter) -> Result<(), Failure> {
+        let (Some(path), Some(description)) = (&self.args.sdp, &self.description) else {
+            return Ok(());
+        };
         let origin = transmitter.local_addr(0).map(|address| address.ip());
         let session = clock::realtime_ns() / 1_000_000_000;
         fs::write(path, description.to_text(origin, session))
-            .map_err(|error| Failure::reading("--sdp", path, error))
+            .map_err(|error| Failure::file("--sdp", path, error))
     }
 
     /// How the BYE of a capture's sources leaves.
