@@ -822,6 +822,60 @@ proptest! {
         prop_assert!(rig.counters().unique as usize <= fates.iter().filter(|f| !f.lost).count());
     }
 
+    /// A lossy reader may write anything into its control page: the ring is written the same.
+    #[test]
+    fn a_hostile_reader_changes_nothing(
+        fates in fates(200),
+        tails in prop::collection::vec((any::<u64>(), any::<bool>()), 400),
+        start in prop_oneof![Just(0), (u64::MAX - 200)..=u64::MAX],
+    ) {
+        let run = |hostile: bool| {
+            let mut rig = Rig::new(Setup { start, order: 4, ..Setup::default() });
+            let reader = rig.core.readers_mut().add(Mode::Lossy, true, start, rig.now);
+            let mut tails = tails.iter();
+            for tick in arrivals(&fates) {
+                for index in tick {
+                    rig.packet(Sent::new(index as u16));
+                }
+                if let (true, Some(reader), Some((wild, near))) = (hostile, reader, tails.next()) {
+                    let head = rig.core.head();
+                    let tail = if *near { head.wrapping_add(wild % 40).wrapping_sub(20) } else { *wild };
+                    rig.core.readers_mut().observe_tail(reader, tail, head, rig.now);
+                    rig.core.readers_mut().should_wake(reader, *wild, head);
+                    rig.core.refresh_limit();
+                }
+                rig.wait(MS);
+            }
+            rig.finish();
+            let counters = rig.counters();
+            (rig.read, counters)
+        };
+        prop_assert_eq!(run(true), run(false));
+    }
+
+    /// A reliable reader is believed only forward and up to head: whatever it says, no position is
+    /// written a ring or more after the last one that it truly released.
+    #[test]
+    fn a_hostile_reliable_reader_only_fills_the_ring(
+        tails in prop::collection::vec((any::<u64>(), any::<bool>()), 100),
+        start in prop_oneof![Just(0), (u64::MAX - 200)..=u64::MAX],
+    ) {
+        let mut rig =
+            Rig::new(Setup { start, order: 4, ..Setup::default() }).with_reliable_reader();
+        let mut accepted = start;
+        for (sequence, (wild, near)) in (0_u16..).zip(tails) {
+            let head = rig.core.head();
+            let tail = if near { head.wrapping_add(wild % 40).wrapping_sub(20) } else { wild };
+            rig.core.readers_mut().observe_tail(0, tail, head, rig.now);
+            rig.core.refresh_limit();
+            if tail.wrapping_sub(accepted) <= head.wrapping_sub(accepted) {
+                accepted = tail;
+            }
+            rig.packet(Sent::new(sequence));
+            prop_assert!(rig.claim.load().wrapping_sub(accepted) <= 16);
+        }
+    }
+
     /// Random packets on random legs of random sources: no panic, balanced books, no slot lost.
     #[test]
     fn anything_at_all_keeps_the_books(
