@@ -27,6 +27,7 @@
 //! | [`staging`] | which position a packet of an ordered stream gets |
 //! | [`receive`], `ordered` | a receive stream: all of the above put together |
 //! | [`transmit`] | a transmit stream: the engine as consumer of what its user writes |
+//! | [`pattern`] | what the simulated source sends |
 //! | [`pace`] | when the next packets of a transmit stream are due |
 #![cfg_attr(not(any(test, loom)), no_std)]
 #![cfg_attr(
@@ -47,6 +48,7 @@ pub mod follow;
 pub mod header;
 mod ordered;
 pub mod pace;
+pub mod pattern;
 pub mod producer;
 pub mod reader;
 pub mod receive;
