@@ -21,6 +21,11 @@ const BUFFER: usize = 256 * 1024;
 /// The largest block that it grows for: a larger one is damage.
 const BUFFER_MAX: usize = 64 * 1024 * 1024;
 
+/// Block type of a pcapng section header, the same in both byte orders.
+const PCAPNG_MAGIC: [u8; 4] = [0x0A, 0x0D, 0x0D, 0x0A];
+/// Bytes of the shortest section header.
+const SECTION_HEADER: usize = 28;
+
 /// Why a capture cannot be read, or not to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -170,17 +175,19 @@ impl CaptureFile {
     pub fn new(source: impl Read + Send + 'static) -> Result<Self, CaptureError> {
         let io_error = Arc::new(Mutex::new(None));
         let mut source = FillingReader { source, error: Arc::clone(&io_error) };
-        let mut magic = [0; 4];
-        let len = source.read(&mut magic).map_err(|_| take_error(&io_error))?;
+        let mut start = [0; SECTION_HEADER];
+        let len = source.read(&mut start).map_err(|_| take_error(&io_error))?;
         if len == 0 {
             return Err(CaptureError::Empty);
         }
-        let start = io::Cursor::new(magic).take(len as u64);
-        let reader = create_reader(
-            BUFFER,
-            FillingReader { source: start.chain(source), error: Arc::new(Mutex::new(None)) },
-        )
-        .map_err(|error| header_error(&error, magic, &io_error))?;
+        let is_pcapng = start.starts_with(&PCAPNG_MAGIC);
+        if is_pcapng && len < SECTION_HEADER {
+            return Err(CaptureError::Truncated { frames: 0 });
+        }
+        let begin = io::Cursor::new(start).take(len as u64);
+        let again = FillingReader { source: begin.chain(source), error: Arc::default() };
+        let reader = create_reader(BUFFER, again)
+            .map_err(|error| header_error(&error, &start, &io_error))?;
         let mut capture = Self {
             reader,
             io_error,
@@ -191,7 +198,7 @@ impl CaptureFile {
             unknown_link: None,
             known_link: false,
         };
-        if !is_pcapng(magic) {
+        if !is_pcapng {
             capture.read_pcap_header()?;
         }
         Ok(capture)
@@ -327,13 +334,9 @@ enum Step {
     Grow,
 }
 
-fn is_pcapng(magic: [u8; 4]) -> bool {
-    magic == [0x0A, 0x0D, 0x0D, 0x0A]
-}
-
 fn header_error(
     error: &PcapError<&[u8]>,
-    magic: [u8; 4],
+    start: &[u8],
     io_error: &Mutex<Option<io::Error>>,
 ) -> CaptureError {
     match error {
@@ -341,12 +344,12 @@ fn header_error(
         PcapError::Incomplete(_) | PcapError::UnexpectedEof => {
             CaptureError::Truncated { frames: 0 }
         }
-        _ if is_pcapng(magic) => CaptureError::Damaged { frames: 0 },
+        _ if start.starts_with(&PCAPNG_MAGIC) => CaptureError::Damaged { frames: 0 },
         _ => CaptureError::NotACapture {
-            hint: match magic {
+            hint: match start {
                 [0x1F, 0x8B, ..] => " (compressed with gzip: uncompress it first)",
-                [0x28, 0xB5, 0x2F, 0xFD] => " (compressed with zstd: uncompress it first)",
-                [0xFD, b'7', b'z', b'X'] => " (compressed with xz: uncompress it first)",
+                [0x28, 0xB5, 0x2F, 0xFD, ..] => " (compressed with zstd: uncompress it first)",
+                [0xFD, b'7', b'z', b'X', ..] => " (compressed with xz: uncompress it first)",
                 _ => "",
             },
         },
