@@ -238,10 +238,6 @@ impl Finder {
         let Ok(fixed) = header::parse_fixed(datagram.payload, datagram.payload_len) else {
             return false;
         };
-        // RFC 5761 §4: with or without the marker bit, these are not given to RTP.
-        if (64..=95).contains(&fixed.payload_type) {
-            return false;
-        }
         self.latest_ns = datagram.time_ns.unwrap_or(self.latest_ns);
         let key =
             Key { source: datagram.source, destination: datagram.destination, ssrc: fixed.ssrc };

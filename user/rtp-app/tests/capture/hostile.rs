@@ -27,7 +27,8 @@ fn samples() -> Vec<Vec<u8>> {
     });
     let packets: Vec<_> = packets.collect();
     let mut samples = Vec::new();
-    let wraps: [(u32, fn(&[u8]) -> Vec<u8>); 5] = [
+    type Wrap = fn(&[u8]) -> Vec<u8>;
+    let wraps: [(u32, Wrap); 5] = [
         (ETHERNET, |packet| tagged(&[(0x88A8, 1), (0x8100, 2)], packet)),
         (LINUX_COOKED, linux_cooked),
         (LINUX_COOKED_2, linux_cooked_2),

@@ -240,8 +240,11 @@ fn outages_equal_tsharks() {
 #[test]
 fn counts_equal_tsharks_without_a_clock_rate() {
     if tshark_is_there() {
-        let unknown = Weather { payload_type: 97, clock_rate: 48_000, lost: 10, ..PCMU };
-        compare(&weather(unknown, 99), 20, false);
+        // 80: unassigned, and RTCP with the marker bit (RFC 5761 §4).
+        for payload_type in [35, 80, 97] {
+            let unknown = Weather { payload_type, clock_rate: 48_000, lost: 10, ..PCMU };
+            compare(&weather(unknown, 99), 20, false);
+        }
     }
 }
 
