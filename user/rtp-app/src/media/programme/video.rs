@@ -81,8 +81,15 @@ const ESCAPE: (u32, u32) = (0b00_0001, 6);
 /// cos(k * pi / 16) * 2^13 for k = 0..=8.
 const COSINE: [i64; 9] = [8192, 8035, 7568, 6811, 5793, 4551, 3135, 1598, 0];
 
-/// Transformed blocks of a macroblock: four of luma, two of chroma.
-type Macroblock = [[i32; 64]; 6];
+/// A transformed block.
+struct Block {
+    coefficients: [i32; 64],
+    /// Nothing but DC.
+    is_flat: bool,
+}
+
+/// Four blocks of luma, two of chroma.
+type Macroblock = [Block; 6];
 
 /// Encodes a picture in at most `bytes_max` bytes, as good as that allows. It begins with its own sequence and group headers, so that
 /// a receiver can start anywhere.
@@ -190,10 +197,13 @@ fn put_slice(bits: &mut BitWriter, row: u32, macroblocks: &[Macroblock], quantis
                 _ => (n - 3, &DC_SIZE_CHROMA),
             };
             // 8 bits of DC: an eighth of the coefficient (section 7.4.1).
-            let dc = divide(block[0], 8).clamp(0, 255);
+            let dc = divide(block.coefficients[0], 8).clamp(0, 255);
             put_dc(bits, dc - predicted[component], sizes);
             predicted[component] = dc;
-            put_ac(bits, block, quantiser);
+            if !block.is_flat {
+                put_ac(bits, &block.coefficients, quantiser);
+            }
+            bits.put(END_OF_BLOCK.0, END_OF_BLOCK.1);
         }
     }
 }
@@ -207,13 +217,14 @@ fn put_dc(bits: &mut BitWriter, difference: i32, sizes: &[(u32, u32); 9]) {
     bits.put(value as u32, size);
 }
 
-/// Section 7.2.2.
-fn put_ac(bits: &mut BitWriter, block: &[i32; 64], quantiser: u32) {
+/// Section 7.2.2, without the end of the block.
+fn put_ac(bits: &mut BitWriter, coefficients: &[i32; 64], quantiser: u32) {
     let mut run = 0;
     for &at in &ZIGZAG[1..] {
         let at = usize::from(at);
         // Section 7.4.2.3 inverted: level * matrix * 2 * (2 * quantiser) / 32, rounded to nearest.
-        let level = divide(block[at] * 8, INTRA_MATRIX[at] * quantiser as i32).clamp(-2047, 2047);
+        let level =
+            divide(coefficients[at] * 8, INTRA_MATRIX[at] * quantiser as i32).clamp(-2047, 2047);
         if level == 0 {
             run += 1;
             continue;
@@ -221,7 +232,6 @@ fn put_ac(bits: &mut BitWriter, block: &[i32; 64], quantiser: u32) {
         put_run_and_level(bits, run, level);
         run = 0;
     }
-    bits.put(END_OF_BLOCK.0, END_OF_BLOCK.1);
 }
 
 fn put_run_and_level(bits: &mut BitWriter, run: u32, level: i32) {
@@ -245,11 +255,11 @@ fn divide(value: i32, by: i32) -> i32 {
 }
 
 /// The discrete cosine transform of annex A.
-fn dct(samples: &[u8; 64]) -> [i32; 64] {
+fn dct(samples: &[u8; 64]) -> Block {
     let mut coefficients = [0; 64];
-    if samples.iter().all(|sample| sample == &samples[0]) {
+    if samples == &[samples[0]; 64] {
         coefficients[0] = i32::from(samples[0]) * 8;
-        return coefficients;
+        return Block { coefficients, is_flat: true };
     }
     let mut lines = [0; 64];
     for y in 0..8 {
@@ -265,7 +275,7 @@ fn dct(samples: &[u8; 64]) -> [i32; 64] {
             coefficients[8 * v + u] = ((sum + (1 << 27)) >> 28) as i32;
         }
     }
-    coefficients
+    Block { coefficients, is_flat: false }
 }
 
 /// Twice the transform's basis function in 13 bits; for `u` = 0 the cosine of 45 degrees is the constant.
@@ -307,11 +317,13 @@ mod tests {
                 seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 (seed >> 24) as u8
             });
-            for (ours, exact) in dct(&samples).iter().zip(reference(&samples)) {
+            for (ours, exact) in dct(&samples).coefficients.iter().zip(reference(&samples)) {
                 assert!((f64::from(*ours) - exact).abs() < 1.0, "{ours} for {exact}");
             }
         }
-        assert_eq!(dct(&[77; 64])[0], 77 * 8);
+        let flat = dct(&[77; 64]);
+        assert!(flat.is_flat);
+        assert_eq!(flat.coefficients[0], 77 * 8);
     }
 
     #[test]
