@@ -93,7 +93,13 @@ impl Description {
         let mut description =
             Session::new(Origin::with_ip_addr(session.to_string(), 1, origin), &self.name);
         description.times.push(Time::new(0, 0));
-        if self.legs.len() > 1 {
+        // A single leg's address stands in the session: FFmpeg takes no notice of one that follows a video medium of MP2T.
+        if let Some(leg) = self.legs.first() {
+            description.connection = Some(self.connection(leg));
+        }
+        if let [leg] = self.legs.as_slice() {
+            description.attributes.extend(self.filter(leg));
+        } else {
             let group = format!("DUP {}", MIDS.join(" "));
             description.attributes.push(Attribute::with_value("group", group));
         }
@@ -111,18 +117,16 @@ impl Description {
         };
         let mut media =
             Media::new(kind, leg.port(), TransportProto::RtpAvp, self.payload_type.to_string());
-        let ttl = self.ttl.unwrap_or(1);
-        let ttl = Some(ttl).filter(|_| leg.is_multicast());
-        media.add_connection(Connection::from_ip_addr_ttl(leg.address(), ttl));
+        if self.legs.len() > 1 {
+            media.add_connection(self.connection(leg));
+            media.attributes.extend(self.filter(leg));
+        }
         let mut attribute = |name: &str, value: String| media.add_attribute_with_value(name, value);
         if let Some(format) = &self.format {
             attribute("rtpmap", rtpmap(self.payload_type, format).to_string());
         }
         if let Some(time) = self.packet_time {
             attribute("ptime", pcm::packet_time_text(time));
-        }
-        if let Some(source) = leg.source().filter(|_| leg.is_multicast()).or(self.source) {
-            attribute("source-filter", source_filter(leg.address(), source).to_string());
         }
         if let Some(clock) = &self.reference_clock {
             attribute("ts-refclk", clock.clone());
@@ -135,6 +139,17 @@ impl Description {
         }
         media.add_attribute(Attribute::new("recvonly"));
         media
+    }
+
+    /// An IPv4 group's address has to have its time to live (RFC 8866 section 5.7).
+    fn connection(&self, leg: &Leg) -> Connection {
+        let ttl = leg.is_multicast().then(|| self.ttl.unwrap_or(1));
+        Connection::from_ip_addr_ttl(leg.address(), ttl)
+    }
+
+    fn filter(&self, leg: &Leg) -> Option<Attribute> {
+        let source = leg.source().filter(|_| leg.is_multicast()).or(self.source)?;
+        Some(Attribute::with_value("source-filter", source_filter(leg.address(), source)))
     }
 
     /// Reads a description from a file.
@@ -385,9 +400,9 @@ mod tests {
                 "v=0",
                 "o=- 3900000000 1 IN IP4 192.0.2.7",
                 "s=News",
+                "c=IN IP4 239.1.1.1/16",
                 "t=0 0",
                 "m=video 5004 RTP/AVP 33",
-                "c=IN IP4 239.1.1.1/16",
                 "a=rtpmap:33 MP2T/90000",
                 "a=recvonly",
             ]
@@ -402,13 +417,14 @@ mod tests {
             Description::of("Stereo", legs, 97, &info("L24/48000/2", Some(48))).unwrap();
         let text = description.to_text(None, 1);
         assert_eq!(
-            lines(&text)[4..],
+            lines(&text)[3..],
             [
-                "m=audio 5006 RTP/AVP 97",
                 "c=IN IP6 ff3e::1",
+                "t=0 0",
+                "a=source-filter:incl IN IP6 ff3e::1 2001:db8::7",
+                "m=audio 5006 RTP/AVP 97",
                 "a=rtpmap:97 L24/48000/2",
                 "a=ptime:1",
-                "a=source-filter:incl IN IP6 ff3e::1 2001:db8::7",
                 "a=ts-refclk:local",
                 "a=mediaclk:sender",
                 "a=recvonly",
@@ -442,7 +458,7 @@ mod tests {
         let description = Description { ttl: Some(5), ..description };
         let text = description.to_text(None, 1);
         assert!(text.contains("a=group:DUP primary secondary"));
-        assert_eq!(text.matches("m=audio 5004 RTP/AVP 97").count(), 2);
+        assert_eq!(text.matches("m=audio 5004 RTP/AVP 97\r\nc=IN IP4 232.1.").count(), 2);
         assert_eq!(parse(&text).unwrap(), description);
     }
 
