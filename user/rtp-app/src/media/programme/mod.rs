@@ -1,7 +1,7 @@
 //! A short programme made on the spot: a picture in motion and a tone, as a transport stream that any player shows.
 //!
 //! Everything is made here, by integer arithmetic, so the demo sends the same bytes on every machine and nothing needs to be
-//! installed: [`picture`] draws, [`video`] and [`sound`] encode, [`mux`] packs, and this file says what is sent when.
+//! installed: `picture` draws, `video` and `sound` encode, `mux` packs, and this file says what is sent when.
 
 mod bits;
 mod mux;
