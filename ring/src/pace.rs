@@ -3,47 +3,54 @@
 //! What lives here: arithmetic of rates and launch times on CLOCK_MONOTONIC. What does not: waiting,
 //! clocks, sending.
 //!
-//! Packet n of a run is due at `start + n * 1 s * seconds / packets`, so no rate drifts however long
+//! Packet n of a run is due at `start + n * 1 s * seconds / packets`, rounded down, so no rate drifts however long
 //! it runs. A sender that comes late catches up, but not for ever: what it is behind by more than
 //! [`Pacer::CATCH_UP_NS`] is given up, because sending a second's worth of packets at once helps
 //! nobody downstream. The run then starts anew.
 
 /// Nanoseconds in a second.
-const SECOND: u128 = 1_000_000_000;
+const SECOND: u64 = 1_000_000_000;
 
 /// Packets per second as a fraction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     packets: u64,
-    seconds: u64,
+    /// Nanoseconds from one packet to the next, ...
+    whole_ns: u64,
+    /// ... and so many parts in `packets` of one more.
+    rest: u64,
 }
 
 impl Rate {
-    /// `packets` in `seconds`; `None` unless both are at least 1.
+    /// `packets` in `seconds`; `None` unless both are at least 1 and `seconds` at most 10^9.
     pub const fn new(packets: u64, seconds: u64) -> Option<Self> {
-        if packets == 0 || seconds == 0 {
-            None
-        } else {
-            Some(Self { packets, seconds })
+        if seconds == 0 || seconds > SECOND {
+            return None;
+        }
+        let ns = seconds.wrapping_mul(SECOND);
+        match (ns.checked_div(packets), ns.checked_rem(packets)) {
+            (Some(whole_ns), Some(rest)) => Some(Self { packets, whole_ns, rest }),
+            _ => None,
         }
     }
+}
 
-    /// Time that `packets` take, nanoseconds, rounded down.
-    fn time_ns(&self, packets: u64) -> u64 {
-        let ns = u128::from(packets)
-            .wrapping_mul(self.seconds.into())
-            .saturating_mul(SECOND)
-            .checked_div(self.packets.into());
-        u64::try_from(ns.unwrap_or(0)).unwrap_or(u64::MAX)
-    }
+/// When a packet is due, with the fraction of a nanosecond that rounding would lose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Moment {
+    ns: u64,
+    parts: u64,
+}
 
-    /// Packets due within `ns` of a run's start: those due at 0 and at `ns` included.
-    fn due_within(&self, ns: u64) -> u64 {
-        // n is due when n * seconds * 10^9 / packets, rounded down, is at most ns.
-        let bound = (u128::from(ns).wrapping_add(1)).wrapping_mul(self.packets.into());
-        let step = u128::from(self.seconds).wrapping_mul(SECOND);
-        let due = bound.wrapping_sub(1).checked_div(step).unwrap_or(0).wrapping_add(1);
-        u64::try_from(due).unwrap_or(u64::MAX)
+impl Moment {
+    /// One packet later. No division: the kernel has none for the numbers it would take.
+    fn step(&mut self, rate: &Rate) {
+        self.ns = self.ns.saturating_add(rate.whole_ns);
+        self.parts = self.parts.wrapping_add(rate.rest);
+        if self.parts >= rate.packets {
+            self.parts = self.parts.wrapping_sub(rate.packets);
+            self.ns = self.ns.saturating_add(1);
+        }
     }
 }
 
@@ -60,9 +67,8 @@ pub struct Due {
 #[derive(Clone, Copy, Debug)]
 pub struct Pacer {
     rate: Rate,
-    start_ns: Option<u64>,
-    /// Packets of this run that have gone.
-    gone: u64,
+    /// When the next packet is due; `None` before the first.
+    next: Option<Moment>,
 }
 
 impl Pacer {
@@ -71,7 +77,7 @@ impl Pacer {
 
     /// The run begins with the first packet.
     pub const fn new(rate: Rate) -> Self {
-        Self { rate, start_ns: None, gone: 0 }
+        Self { rate, next: None }
     }
 
     /// Changes the rate. A new run begins with the next packet.
@@ -81,34 +87,32 @@ impl Pacer {
 
     /// When the next packet is due; `None` before the first.
     pub fn next_ns(&self) -> Option<u64> {
-        Some(self.start_ns?.saturating_add(self.rate.time_ns(self.gone)))
+        self.next.map(|next| next.ns)
     }
 
     /// How many of `ready` packets may go at `now_ns`. Those that go are told by
     /// [`sent`](Self::sent). With nothing ready the run does not begin.
     pub fn due(&mut self, now_ns: u64, ready: u64) -> Due {
         if ready == 0 {
-            return Due { packets: 0, next_ns: now_ns };
+            return Due { packets: 0, next_ns: self.next_ns().unwrap_or(now_ns) };
         }
-        let behind = self.next_ns().map(|next| now_ns.saturating_sub(next));
-        let start = match (self.start_ns, behind) {
-            (Some(start), Some(behind)) if behind <= Self::CATCH_UP_NS => start,
-            _ => {
-                self.gone = 0;
-                *self.start_ns.insert(now_ns)
-            }
-        };
-        let packets = match now_ns.checked_sub(start) {
-            Some(elapsed) => self.rate.due_within(elapsed).saturating_sub(self.gone).min(ready),
-            None => 0,
-        };
-        let after = self.rate.time_ns(self.gone.saturating_add(packets));
-        Due { packets, next_ns: start.saturating_add(after) }
+        let next = self.next.filter(|next| now_ns.saturating_sub(next.ns) <= Self::CATCH_UP_NS);
+        let mut next = *self.next.insert(next.unwrap_or(Moment { ns: now_ns, parts: 0 }));
+        let mut packets = 0_u64;
+        while packets < ready && next.ns <= now_ns {
+            next.step(&self.rate);
+            packets = packets.wrapping_add(1);
+        }
+        Due { packets, next_ns: next.ns }
     }
 
     /// `packets` have gone.
     pub fn sent(&mut self, packets: u64) {
-        self.gone = self.gone.saturating_add(packets);
+        if let Some(next) = &mut self.next {
+            for _ in 0..packets {
+                next.step(&self.rate);
+            }
+        }
     }
 }
 
@@ -130,10 +134,15 @@ mod tests {
     #[test]
     fn a_day_at_an_odd_rate_does_not_drift() {
         // 29.97 packets a second.
-        let rate = rate(30_000, 1_001);
-        let day = 86_400_000_000_000;
-        let packets = 30_000_u64 * 86_400 / 1_001 + 1;
-        assert_eq!(rate.due_within(day), packets);
+        let mut pacer = Pacer::new(rate(30_000, 1_001));
+        pacer.due(0, 1);
+        let day_s = 86_400;
+        let packets = 30_000 * day_s / 1_001;
+        pacer.sent(packets);
+        assert_eq!(
+            pacer.next_ns(),
+            Some((u128::from(packets) * 1_001 * 1_000_000_000 / 30_000) as u64)
+        );
     }
 
     #[test]
@@ -171,7 +180,8 @@ mod tests {
                 pacer.sent(due.packets);
                 gone += u128::from(due.packets);
                 // n packets gone at t: packet n - 1 was due at or before t, packet n is due after.
-                let when = |n: u128| n * u128::from(seconds) * SECOND / u128::from(packets) + 77;
+                let second = u128::from(SECOND);
+                let when = |n: u128| n * u128::from(seconds) * second / u128::from(packets) + 77;
                 prop_assert!(when(gone - 1) <= u128::from(now));
                 prop_assert!(when(gone) > u128::from(now));
                 prop_assert_eq!(u128::from(due.next_ns), when(gone));

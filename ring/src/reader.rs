@@ -109,7 +109,7 @@ impl Cursor {
         control: &ControlView<'_>,
         threshold: u64,
     ) -> bool {
-        let threshold = threshold.clamp(1, self.slot_count);
+        let threshold = threshold.max(1).min(self.slot_count);
         control.wake_at.store(self.next.wrapping_add(threshold));
         // See Producer::publish.
         fence_full();
