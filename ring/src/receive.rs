@@ -246,6 +246,13 @@ impl<M: Memory> ReceiveCore<M> {
         self.limit = self.readers.limit(self.slot_count);
     }
 
+    /// Positions that may be taken before the ring is full, as far as the tails that were looked at
+    /// tell; `None` when no reader is reliable.
+    pub fn room(&self) -> Option<u64> {
+        let room = distance(self.limit?, self.staging.claim());
+        Some(u64::try_from(room).unwrap_or(0))
+    }
+
     /// One packet. `bytes` is what the slot holds of it.
     pub fn packet(&mut self, view: &RingView<'_>, packet: &Packet, bytes: &[u8]) -> Verdict {
         let kind = header::classify(bytes);
@@ -433,14 +440,20 @@ impl<M: Memory> ReceiveCore<M> {
         }
     }
 
-    /// Makes everything placed so far visible and accounts for readers that were overrun. Returns
-    /// whether readers have something new.
-    pub fn flush(&mut self, view: &RingView<'_>, now_ns: u64) -> bool {
-        let news = self.staging.publish(view);
+    /// Counts what the next [`flush`](Self::flush) makes visible, so that the figures can be published
+    /// before it: a reader then never has more than they tell.
+    pub fn tally(&mut self) {
         let tally = self.staging.take_tally();
         add(&mut self.counters.published, tally.published);
         add(&mut self.counters.gap_positions, tally.lost_positions);
         add(&mut self.counters.epochs, tally.epochs);
+    }
+
+    /// Makes everything placed so far visible and accounts for readers that were overrun. Returns
+    /// whether readers have something new.
+    pub fn flush(&mut self, view: &RingView<'_>, now_ns: u64) -> bool {
+        self.tally();
+        let news = self.staging.publish(view);
         let claim = self.staging.claim();
         self.readers.lap(claim, self.slot_count);
         let demoted =

@@ -155,7 +155,6 @@ impl Error {
         Self::Argument { argument, value: value.to_string(), accepted: accepted.into() }
     }
 
-    #[allow(dead_code)] // The engine comes next.
     /// For `map_err`: what was being done when the operating system refused.
     pub(crate) fn os<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Self {
         move |error| Self::Os { doing, source: error.into() }
@@ -179,7 +178,6 @@ impl Error {
 pub struct Warning(String);
 
 impl Warning {
-    #[allow(dead_code)] // The engine comes next.
     pub(crate) fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }

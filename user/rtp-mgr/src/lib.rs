@@ -45,15 +45,16 @@ pub mod config;
 pub mod context;
 mod engine;
 pub mod error;
-#[allow(dead_code)] // The engines come next.
+#[allow(dead_code)] // Transmit and attach come next.
 mod layout;
 pub mod leg;
 pub mod net;
+mod poll;
 pub mod probe;
 pub mod reader;
 pub mod receiver;
 pub mod rtcp;
-#[allow(dead_code)] // The engines come next.
+#[allow(dead_code)] // Transmit and attach come next.
 mod shm;
 pub mod side_channel;
 pub mod socket;

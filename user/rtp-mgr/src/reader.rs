@@ -1,30 +1,67 @@
 //! Reading a receive ring: batches of packets, gaps and discontinuities.
 //!
 //! What lives here: the reader's cursor, waiting, and how a position is shown. What does not: the
-//! memory that packets are borrowed from ([`crate::shm`]).
+//! memory that packets are borrowed or copied from ([`crate::shm`]).
+//!
+//! A reliable reader of the owning process borrows packets where they lie. Every other reader
+//! copies, and believes a copy only when nothing was written over it meanwhile.
 
-use std::marker::PhantomData;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use rtp_mgr_ring::abi::{Descriptor, ReaderStatus, flag};
+use rtp_mgr_ring::abi::{Descriptor, ReaderStatus, SOURCE_NONE, flag};
+use rtp_mgr_ring::reader::{Available, Cursor};
 
+use crate::engine::receive_task::{OwnPort, ReceiveTask};
+use crate::engine::worker::drain;
 use crate::error::Error;
+use crate::poll::wait_readable;
+use crate::shm::{ControlPage, Region, Window};
+use crate::stats::State;
 
-/// A reader of a receive stream in the process that owns it.
+/// Positions that one batch has at most: a reader that keeps the ring full gives room back often.
+const BATCH_MAX: u64 = 256;
+/// Bytes that a copying reader copies at most per batch, and at least one packet.
+const COPY_MAX: usize = 1 << 20;
+/// Attempts to copy something that is not overwritten meanwhile; then the reader is called again.
+const COPY_ROUNDS_MAX: usize = 64;
+/// How often a status page is looked at before its writer is given up.
+const SNAPSHOT_TRIES: u32 = 1_000;
+
+/// A reader of a receive stream in the process that owns it. Send, not Sync.
 #[derive(Debug)]
 pub struct Reader {
-    wake: OwnedFd,
+    ring: RingReader<OwnWake>,
+    task: Arc<ReceiveTask>,
 }
 
 impl Reader {
+    pub(crate) fn new(
+        task: Arc<ReceiveTask>,
+        reliable: bool,
+        threshold: u32,
+    ) -> Result<Self, Error> {
+        let (index, port) = task.add_own_reader(reliable)?;
+        let region = task.region().clone();
+        let access = if reliable {
+            // The engine has just been told of this reader, never demotes readers of its own
+            // process, and forgets it in `drop`.
+            Access::Borrow(Window::new(region.clone()))
+        } else {
+            Access::Copy(Copies::new(&region))
+        };
+        let wake = OwnWake { port: port.clone(), task: task.clone() };
+        let ring = RingReader::new(region, index, port.page().clone(), access, wake, threshold);
+        Ok(Self { ring, task })
+    }
+
     /// See [`Receiver::read`](crate::Receiver::read).
     ///
     /// # Errors
     /// The engine has ended.
     pub fn read(&mut self, timeout: Duration) -> Result<Option<Batch<'_>>, Error> {
-        let _ = timeout;
-        Err(Error::NotInThisBuild("read"))
+        self.ring.read(timeout)
     }
 
     /// See [`Receiver::try_read`](crate::Receiver::try_read).
@@ -32,45 +69,369 @@ impl Reader {
     /// # Errors
     /// The engine has ended.
     pub fn try_read(&mut self) -> Result<Option<Batch<'_>>, Error> {
-        Err(Error::NotInThisBuild("read"))
+        self.ring.try_read()
     }
 
     /// What the engine says about this reader: its accepted tail, positions missed, demotion.
     pub fn status(&self) -> ReaderStatus {
-        ReaderStatus::default()
+        self.ring.status()
+    }
+
+    /// Positions that this reader missed because they were overwritten before it read them.
+    pub fn missed(&self) -> u64 {
+        self.ring.missed()
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.task.remove_own_reader(self.ring.index);
     }
 }
 
 impl AsFd for Reader {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+        self.ring.wake.as_fd()
+    }
+}
+
+/// How a reader is told that there is something new.
+pub(crate) trait Wake: AsFd {
+    /// Forgets what was told so far. `Err`: there is nobody any more who would tell.
+    fn forget(&mut self) -> Result<(), Error>;
+
+    /// The stream has stopped and everything was read. `Err`: it did not end well.
+    fn ended(&self) -> Result<(), Error>;
+
+    /// Whether it takes a look at the file to learn that nobody is there.
+    const MAY_VANISH: bool;
+}
+
+/// An event file descriptor that the engine of this process signals.
+#[derive(Debug)]
+pub(crate) struct OwnWake {
+    port: Arc<OwnPort>,
+    task: Arc<ReceiveTask>,
+}
+
+impl AsFd for OwnWake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.port.event()
+    }
+}
+
+impl Wake for OwnWake {
+    fn forget(&mut self) -> Result<(), Error> {
+        drain(self.port.event());
+        Ok(())
+    }
+
+    fn ended(&self) -> Result<(), Error> {
+        if self.task.has_failed() { Err(Error::EngineGone) } else { Ok(()) }
+    }
+
+    const MAY_VANISH: bool = false;
+}
+
+/// How a reader gets at packets.
+#[derive(Debug)]
+pub(crate) enum Access {
+    Borrow(Window),
+    Copy(Copies),
+}
+
+/// Packets copied out of the ring.
+#[derive(Debug)]
+pub(crate) struct Copies {
+    bytes: Vec<u8>,
+    /// Each with where its bytes begin.
+    packets: Vec<(Descriptor, usize)>,
+    positions_max: u64,
+    stride: usize,
+}
+
+impl Copies {
+    pub(crate) fn new(region: &Region) -> Self {
+        let stride = region.layout().header().slot_stride as usize;
+        let positions = (COPY_MAX / stride).clamp(1, BATCH_MAX as usize);
+        Self {
+            bytes: vec![0; positions * stride],
+            packets: Vec::with_capacity(positions),
+            positions_max: positions as u64,
+            stride,
+        }
+    }
+}
+
+/// What a look at the ring found.
+enum Found {
+    /// Something: the batch is ready.
+    Some,
+    /// Nothing yet.
+    Nothing,
+    /// Nothing, and nothing will come.
+    Stopped,
+}
+
+/// A reader of a ring, in whatever process.
+#[derive(Debug)]
+pub(crate) struct RingReader<W> {
+    region: Arc<Region>,
+    index: usize,
+    control: Arc<ControlPage>,
+    access: Access,
+    wake: W,
+    cursor: Cursor,
+    threshold: u64,
+    /// The position from which on it asked to be woken, while nothing has come.
+    armed_at: Option<u64>,
+    /// Of the present batch.
+    positions: u64,
+    lapped: u64,
+    /// In total.
+    missed: u64,
+}
+
+impl<W: Wake> RingReader<W> {
+    pub(crate) fn new(
+        region: Arc<Region>,
+        index: usize,
+        control: Arc<ControlPage>,
+        access: Access,
+        wake: W,
+        threshold: u32,
+    ) -> Self {
+        let start = control.view().position.load();
+        let slot_count = region.layout().header().slot_count;
+        Self {
+            cursor: Cursor::new(start, slot_count),
+            region,
+            index,
+            control,
+            access,
+            wake,
+            threshold: threshold.into(),
+            armed_at: None,
+            positions: 0,
+            lapped: 0,
+            missed: 0,
+        }
+    }
+
+    pub(crate) fn missed(&self) -> u64 {
+        self.missed
+    }
+
+    pub(crate) fn status(&self) -> ReaderStatus {
+        let mut words = [0; ReaderStatus::WORDS];
+        self.region.reader_status(self.index).snapshot(&mut words, SNAPSHOT_TRIES);
+        ReaderStatus::from_words(words)
+    }
+
+    pub(crate) fn read(&mut self, timeout: Duration) -> Result<Option<Batch<'_>>, Error> {
+        let until = Instant::now().checked_add(timeout);
+        loop {
+            match self.look()? {
+                Found::Some => return Ok(Some(self.batch())),
+                Found::Stopped => return Ok(None),
+                Found::Nothing if wait_readable(self.wake.as_fd(), until) => {}
+                Found::Nothing => return Ok(Some(self.batch())),
+            }
+        }
+    }
+
+    pub(crate) fn try_read(&mut self) -> Result<Option<Batch<'_>>, Error> {
+        Ok(match self.look()? {
+            Found::Some | Found::Nothing => Some(self.batch()),
+            Found::Stopped => None,
+        })
+    }
+
+    /// Takes what there is into the batch. If that is nothing, the wake-up is asked for.
+    fn look(&mut self) -> Result<Found, Error> {
+        // The state comes first: what was published before the stop is seen after it.
+        let stopped = self.region.state() == State::Stopped;
+        if self.fetch()? {
+            self.armed_at = None;
+            return Ok(Found::Some);
+        }
+        if stopped {
+            return self.wake.ended().map(|()| Found::Stopped);
+        }
+        if self.armed_at == Some(self.cursor.next()) && !W::MAY_VANISH {
+            // Whatever comes now signals the file: nothing has to be asked of the kernel.
+            return Ok(Found::Nothing);
+        }
+        let listening = self.wake.forget();
+        self.armed_at = Some(self.cursor.next());
+        self.cursor.prepare_wait(&self.region.ring(), &self.control.view(), self.threshold);
+        // Anything that came before the wake-up was asked for is taken now, and a stop in between
+        // signals the file.
+        if self.fetch()? {
+            self.armed_at = None;
+            return Ok(Found::Some);
+        }
+        if self.region.state() == State::Stopped {
+            return match self.fetch()? {
+                true => Ok(Found::Some),
+                false => self.wake.ended().map(|()| Found::Stopped),
+            };
+        }
+        listening.map(|()| Found::Nothing)
+    }
+
+    /// Takes what there is into the batch; `false` when that is nothing.
+    fn fetch(&mut self) -> Result<bool, Error> {
+        self.positions = 0;
+        self.lapped = 0;
+        let ring = self.region.ring();
+        match &mut self.access {
+            Access::Borrow(_) => {
+                self.positions = self.cursor.ready(&ring).min(BATCH_MAX);
+            }
+            Access::Copy(copies) => {
+                // A round that copies nothing lost to a producer that is a whole ring faster.
+                for _ in 0..COPY_ROUNDS_MAX {
+                    match self.cursor.available(&ring) {
+                        Available::Lapped { missed } => {
+                            self.lapped = self.lapped.saturating_add(missed);
+                            self.missed = self.missed.saturating_add(missed);
+                        }
+                        Available::Positions(0) => break,
+                        Available::Positions(count) => {
+                            let count = count.min(copies.positions_max);
+                            self.positions = copies.take(&self.region, &self.cursor, count)?;
+                            if self.positions > 0 {
+                                break;
+                            }
+                        }
+                    }
+                }
+                // What was copied may be overwritten.
+                self.cursor.advance(self.positions);
+                self.cursor.release(&self.control.view());
+            }
+        }
+        Ok(self.positions > 0 || self.lapped > 0)
+    }
+
+    fn batch(&mut self) -> Batch<'_> {
+        let (first, borrowed) = match &self.access {
+            Access::Borrow(_) => (self.cursor.next(), self.positions),
+            Access::Copy(_) => (self.cursor.next().wrapping_sub(self.positions), 0),
+        };
+        Batch {
+            region: &self.region,
+            access: &self.access,
+            first,
+            positions: self.positions,
+            lapped: self.lapped,
+            release: Release {
+                cursor: &mut self.cursor,
+                control: &self.control,
+                positions: borrowed,
+            },
+        }
+    }
+}
+
+impl Copies {
+    /// Copies up to `count` positions; fewer when the producer writes over them. An error is a
+    /// descriptor that no producer writes.
+    fn take(&mut self, region: &Region, cursor: &Cursor, count: u64) -> Result<u64, Error> {
+        self.packets.clear();
+        let ring = region.ring();
+        let slots = region.slots();
+        for at in 0..count {
+            let position = cursor.next().wrapping_add(at);
+            let descriptor = cursor.load(&ring, position);
+            let start = at as usize * self.stride;
+            let len = if descriptor.has(flag::LOST) { 0 } else { descriptor.len };
+            let holds = region.layout().holds(descriptor.slot, len);
+            if holds {
+                let to = &mut self.bytes[start..start + len as usize];
+                slots.copy(descriptor.slot, to);
+            }
+            if !cursor.is_intact(&ring, position) {
+                return Ok(at);
+            }
+            if !holds {
+                return Err(Error::Corrupt(format!(
+                    "position {position} names {len} bytes in slot {}",
+                    descriptor.slot
+                )));
+            }
+            self.packets.push((descriptor, start));
+        }
+        Ok(count)
     }
 }
 
 /// Some positions of the ring, in order. Dropping it releases them.
 #[derive(Debug)]
 pub struct Batch<'a> {
-    _reader: PhantomData<&'a mut Reader>,
+    region: &'a Region,
+    access: &'a Access,
+    first: u64,
+    positions: u64,
+    lapped: u64,
+    /// Dropped last, when nothing borrows from the positions any more.
+    release: Release<'a>,
 }
 
-impl<'a> Batch<'a> {
-    /// Number of positions; packets, gaps and missed ones alike. 0: the time ran out.
+/// Gives positions back to the ring when it is dropped.
+#[derive(Debug)]
+struct Release<'a> {
+    cursor: &'a mut Cursor,
+    control: &'a ControlPage,
+    positions: u64,
+}
+
+impl Drop for Release<'_> {
+    fn drop(&mut self) {
+        if self.positions > 0 {
+            self.cursor.advance(self.positions);
+            self.cursor.release(&self.control.view());
+        }
+    }
+}
+
+impl Batch<'_> {
+    /// Number of positions; packets and gaps alike. 0, without any items: the time ran out.
     pub fn len(&self) -> usize {
-        0
+        self.positions as usize
     }
 
-    /// Whether the time ran out.
+    /// Whether the time ran out: there are no items.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.positions == 0 && self.lapped == 0
     }
 
-    /// What stands in the positions.
+    /// What stands in the positions. One position can be two items: a discontinuity, and the packet
+    /// that it stands before.
     pub fn iter(&self) -> Items<'_> {
-        Items { _batch: PhantomData }
+        Items { batch: self, at: 0, lapped: self.lapped, packet: None }
     }
 
     /// Lets the ring have the positions back: nothing borrowed from the batch outlives this.
-    pub fn release(self) {}
+    pub fn release(self) {
+        drop(self.release);
+    }
+
+    fn load(&self, at: u64) -> (Descriptor, &[u8]) {
+        match self.access {
+            Access::Borrow(window) => {
+                let descriptor = self.region.ring().load(self.first.wrapping_add(at));
+                let len = if descriptor.has(flag::LOST) { 0 } else { descriptor.len };
+                (descriptor, window.bytes(descriptor.slot, len))
+            }
+            Access::Copy(copies) => {
+                let (descriptor, start) = copies.packets[at as usize];
+                let len = if descriptor.has(flag::LOST) { 0 } else { descriptor.len as usize };
+                (descriptor, &copies.bytes[start..start + len])
+            }
+        }
+    }
 }
 
 impl<'b> IntoIterator for &'b Batch<'_> {
@@ -85,14 +446,49 @@ impl<'b> IntoIterator for &'b Batch<'_> {
 /// Iterator over a [`Batch`].
 #[derive(Clone, Debug)]
 pub struct Items<'b> {
-    _batch: PhantomData<&'b ()>,
+    batch: &'b Batch<'b>,
+    at: u64,
+    lapped: u64,
+    /// A packet whose discontinuity was shown.
+    packet: Option<Packet<'b>>,
 }
 
 impl<'b> Iterator for Items<'b> {
     type Item = Item<'b>;
 
     fn next(&mut self) -> Option<Item<'b>> {
-        None
+        if self.lapped > 0 {
+            let count = std::mem::take(&mut self.lapped);
+            return Some(Item::Discontinuity(Discontinuity { count, cause: Cause::Lapped }));
+        }
+        if let Some(packet) = self.packet.take() {
+            return Some(Item::Packet(packet));
+        }
+        if self.at == self.batch.positions {
+            return None;
+        }
+        let position = self.batch.first.wrapping_add(self.at);
+        let (descriptor, bytes) = self.batch.load(self.at);
+        self.at += 1;
+        let ring_full = descriptor.has(flag::RING_FULL);
+        if descriptor.has(flag::LOST) {
+            let (sequence, count) = (descriptor.sequence, descriptor.count);
+            return Some(Item::Gap(Gap { sequence, count, ring_full }));
+        }
+        let packet = Packet { descriptor, position, bytes };
+        if !descriptor.has(flag::DISCONTINUITY) {
+            return Some(Item::Packet(packet));
+        }
+        self.packet = Some(packet);
+        let cause = if ring_full { Cause::RingFull } else { Cause::Sequence };
+        let count = descriptor.count.into();
+        Some(Item::Discontinuity(Discontinuity { count, cause }))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = (self.batch.positions - self.at) as usize;
+        let shown = usize::from(self.lapped > 0) + usize::from(self.packet.is_some());
+        (left + shown, Some(2 * left + shown))
     }
 }
 
@@ -178,10 +574,11 @@ impl<'b> Packet<'b> {
         self.descriptor.leg
     }
 
-    /// Index into the source table ([`crate::StreamSnapshot::source`]); `None` when the table was full.
+    /// Index into the source table ([`StreamSnapshot::source`](crate::StreamSnapshot::source));
+    /// `None` when the table was full.
     pub fn source(&self) -> Option<u16> {
         let source = self.descriptor.source;
-        (source != rtp_mgr_ring::abi::SOURCE_NONE).then_some(source)
+        (source != SOURCE_NONE).then_some(source)
     }
 
     /// When it was placed one leg alone had it.
@@ -205,6 +602,7 @@ impl<'b> Packet<'b> {
 pub struct Gap {
     sequence: u64,
     count: u32,
+    ring_full: bool,
 }
 
 impl Gap {
@@ -216,6 +614,11 @@ impl Gap {
     /// How many are missing.
     pub fn count(&self) -> u32 {
         self.count
+    }
+
+    /// At least one of them was dropped because the ring was full.
+    pub fn ring_full(&self) -> bool {
+        self.ring_full
     }
 }
 

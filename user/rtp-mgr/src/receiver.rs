@@ -5,10 +5,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
+
+use rtp_mgr_ring::abi::ReaderStatus;
 
 use crate::config::{Engine, EngineKind, Mode, ReceiveConfig, SimConfig};
 use crate::context::Context;
+use crate::engine::choose;
+use crate::engine::receive_task::ReceiveTask;
 use crate::error::{Error, Warning};
 use crate::leg::Leg;
 use crate::reader::{Batch, Reader};
@@ -184,9 +189,27 @@ impl ReceiverBuilder {
     /// A setting out of its range, a leg that cannot be opened, no memory, a name that is taken,
     /// the kernel engine asked for and not there.
     pub fn open(self) -> Result<Receiver, Error> {
-        self.config.check()?;
-        let _ = self.context;
-        Err(Error::NotInThisBuild("the receive engine"))
+        let ring_order = self.config.check()?;
+        let (engine, reason) = choose(self.config.engine)?;
+        let opened = ReceiveTask::open(&self.config, ring_order)?;
+        // Before the first packet: the owner misses nothing.
+        let reader = Reader::new(opened.task.clone(), true, self.config.wake_threshold)?;
+        let context = match self.context {
+            Some(context) => context,
+            None => Context::own()?,
+        };
+        opened.task.start(&context)?;
+        Ok(Receiver {
+            reader,
+            stats: Stats::new(opened.task.region().clone()),
+            local: opened.local,
+            warnings: opened.warnings,
+            engine,
+            reason,
+            config: self.config,
+            task: opened.task,
+            _context: context,
+        })
     }
 }
 
@@ -197,7 +220,14 @@ impl ReceiverBuilder {
 pub struct Receiver {
     reader: Reader,
     stats: Stats,
-    side: SideChannel,
+    local: Vec<SocketAddr>,
+    warnings: Vec<Warning>,
+    engine: EngineKind,
+    reason: String,
+    config: ReceiveConfig,
+    task: Arc<ReceiveTask>,
+    /// Keeps the engine's threads.
+    _context: Context,
 }
 
 impl Receiver {
@@ -224,13 +254,18 @@ impl Receiver {
         self.reader.try_read()
     }
 
-    /// A further reader in this process, which begins at the present end of the ring.
+    /// A further reader in this process, which begins at the present end of the ring. A lossy one
+    /// copies what it reads.
     ///
     /// # Errors
     /// There are 16 readers already; the stream has stopped.
     pub fn subscribe(&self, mode: Mode) -> Result<Reader, Error> {
-        let _ = mode;
-        Err(Error::NotInThisBuild("subscribe"))
+        Reader::new(self.task.clone(), mode == Mode::Reliable, 1)
+    }
+
+    /// What the engine says about the owner's reader.
+    pub fn status(&self) -> ReaderStatus {
+        self.reader.status()
     }
 
     /// The stream's figures, to be looked at from any thread.
@@ -240,25 +275,39 @@ impl Receiver {
 
     /// What the stream leaves to its sockets: RTCP, STUN, DTLS and the rest.
     pub fn side_channel(&self) -> SideChannel {
-        self.side.clone()
+        self.task.side_channel().clone()
     }
 
     /// Ends the stream: what is in the sockets is received, what is held back is published, the
-    /// figures are final. What is in the ring can still be read.
+    /// figures are final. What is in the ring can still be read. A second call does nothing.
     ///
     /// # Errors
     /// The engine has ended.
     pub fn stop(&mut self) -> Result<(), Error> {
-        Err(Error::NotInThisBuild("stop"))
+        self.task.stop();
+        if self.task.has_failed() { Err(Error::EngineGone) } else { Ok(()) }
     }
 
     /// Changes how long gaps stay open.
     ///
     /// # Errors
-    /// The stream is not ordered, the ring too small for the rate given, or the engine has ended.
-    pub fn set_reorder(&self, reorder: Duration) -> Result<(), Error> {
-        let _ = reorder;
-        Err(Error::NotInThisBuild("set_reorder"))
+    /// The stream is not ordered, the ring is too small for it at the expected rate, or the stream
+    /// has ended.
+    pub fn set_reorder(&mut self, reorder: Duration) -> Result<(), Error> {
+        if self.config.reorder.is_none() {
+            let value = format!("{reorder:?}");
+            return Err(Error::argument("reorder", value, "accepted: for an ordered stream"));
+        }
+        let ring_order = self.slot_count().ilog2() as u8;
+        let config = ReceiveConfig {
+            reorder: Some(reorder),
+            ring_order: Some(ring_order),
+            ..self.config.clone()
+        };
+        config.check()?;
+        self.task.set_reorder(reorder)?;
+        self.config = config;
+        Ok(())
     }
 
     /// Changes the simulated source.
@@ -272,23 +321,22 @@ impl Receiver {
 
     /// Address and port that a leg (0 or 1) is bound to.
     pub fn local_addr(&self, leg: usize) -> Option<SocketAddr> {
-        let _ = leg;
-        None
+        self.local.get(leg).copied()
     }
 
     /// What limits the stream without stopping it.
     pub fn warnings(&self) -> Vec<Warning> {
-        Vec::new()
+        self.warnings.clone()
     }
 
     /// Who runs the ring.
     pub fn engine(&self) -> EngineKind {
-        EngineKind::User
+        self.engine
     }
 
     /// Why that engine.
     pub fn engine_reason(&self) -> &str {
-        ""
+        &self.reason
     }
 
     /// The stream's number.
@@ -298,12 +346,18 @@ impl Receiver {
 
     /// Positions of the ring.
     pub fn slot_count(&self) -> u32 {
-        0
+        self.task.region().layout().header().slot_count
     }
 
     /// Bytes of a slot.
     pub fn slot_stride(&self) -> u32 {
-        0
+        self.task.region().layout().header().slot_stride
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.task.stop();
     }
 }
 

@@ -1,3 +1,39 @@
 //! The embedded engine: streams served by threads of this process.
-#[allow(dead_code)] // Until the context drives it.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | `worker` | a thread: epoll, timers, whom to call |
+//! | `receive`, `receive_task` | a receive stream: its loop body; the stream as a thread serves it |
+
 pub(crate) mod receive;
+pub(crate) mod receive_task;
+pub(crate) mod worker;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::config::{Engine, EngineKind};
+use crate::error::Error;
+use crate::probe::DEVICE;
+use crate::stats::StreamId;
+
+/// Which engine runs a stream, and why.
+pub(crate) fn choose(engine: Engine) -> Result<(EngineKind, String), Error> {
+    let missing = if Path::new(DEVICE).exists() {
+        format!("{DEVICE} is there, but this version of the library has no kernel engine")
+    } else {
+        format!("{DEVICE} is not there: the module rtp_mgr is not loaded")
+    };
+    match engine {
+        Engine::User => Ok((EngineKind::User, "asked for".into())),
+        Engine::Auto => Ok((EngineKind::User, missing)),
+        Engine::Kernel => Err(Error::KernelEngine { reason: missing }),
+    }
+}
+
+/// A number for a new stream.
+pub(crate) fn new_id() -> StreamId {
+    static COUNT: AtomicU32 = AtomicU32::new(1);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    StreamId(u64::from(std::process::id()) << 32 | u64::from(count))
+}

@@ -7,7 +7,7 @@
 //! ([`rtp_mgr_ring::receive`]).
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rtp_mgr_ring::abi::{READERS_MAX, ReaderStatus};
@@ -22,6 +22,7 @@ use rtp_mgr_ring::view::{Block, ControlView, RingView};
 use crate::clock::{self, Clock};
 use crate::net::{MessageInfo, RECEIVE_SEGMENTS_MAX, RecvBatch, SlotMemory};
 use crate::rtcp::Compound;
+use crate::side_channel::SidePacket;
 use crate::socket::ReceiveSocket;
 
 /// Datagrams that one receive call takes at most.
@@ -30,6 +31,10 @@ const MESSAGES_MAX: usize = 64;
 pub(crate) const NETWORK_SLOTS: usize = 1_024;
 /// Receive calls for one leg before the others get their turn.
 const ROUNDS_MAX: usize = 8;
+/// Free positions below which the readers' tails are looked at before every packet.
+const ROOM_LOW: u64 = 64;
+/// Longest time that the sockets are drained at the end.
+const DRAIN_NS: u64 = 500_000_000;
 /// How often the sockets' drop counters and the clocks are looked at.
 const HOUSEKEEPING_NS: u64 = 500_000_000;
 
@@ -47,6 +52,8 @@ pub(crate) trait ReceiveMemory {
     fn reader_status(&self, reader: usize) -> Block<'_>;
     /// Tells users about the clock: TAI - UTC in seconds, whether it is configured, steps so far.
     fn set_clock(&self, tai_offset_s: i32, valid: bool, generation: u64);
+    /// Tells users that nothing more will be published.
+    fn set_stopped(&self);
 }
 
 /// One reader, as the engine sees it.
@@ -60,7 +67,7 @@ pub(crate) trait ReaderPort {
 /// Where everything goes that is not RTP.
 pub(crate) trait SideSink {
     /// One datagram. Never blocks.
-    fn pass(&mut self, kind: Kind, leg: usize, from: SocketAddr, bytes: &[u8]);
+    fn pass(&mut self, packet: SidePacket);
 }
 
 /// Storage of the ring core on the heap.
@@ -199,11 +206,6 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         &mut self.core
     }
 
-    /// Shared memory.
-    pub(crate) fn memory(&self) -> &M {
-        &self.memory
-    }
-
     /// Adds a reader that begins at the next position to be published. `None`: there is no room.
     pub(crate) fn add_reader(&mut self, mode: Mode, demotable: bool, port: P) -> Option<usize> {
         let now = clock::monotonic_ns();
@@ -264,14 +266,16 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
 
     /// Shows the packets of the batch to the core.
     fn place(&mut self, leg: usize, now_ns: u64) {
-        let Some(state) = self.legs.get_mut(leg) else { return };
-        let view = self.memory.ring();
+        let Some(state) = self.legs.get(leg) else { return };
         let local = state.sockets.rtp.local_addr();
         let known = state.sockets.rtp.destination();
-        let mut byes = Vec::new();
         let mut drops = state.drops;
         let mut coalesced = 0;
+        let mut byes = Vec::new();
         loop {
+            if self.core.room().is_some_and(|room| room < ROOM_LOW) {
+                learn_tails(&mut self.core, &mut self.readers, now_ns);
+            }
             let core = &mut self.core;
             let Some(arrived) = self.batch.next_packet(|| take_slot(core)) else { break };
             let info = &arrived.info;
@@ -279,11 +283,11 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             if info.drops != 0 {
                 drops = info.drops;
             }
+            let arrival = self.clock.arrival(info.realtime_ns.unwrap_or(0), now_ns);
             let verdict = match arrived.slot {
                 None => self.core.without_slot(arrived.bytes),
                 Some(slot) => {
                     let destination = info.destination.or(known).unwrap_or(local.ip());
-                    let arrival = self.clock.arrival(info.realtime_ns.unwrap_or(0), now_ns);
                     let packet = Packet {
                         slot,
                         len: u32::try_from(arrived.len).unwrap_or(u32::MAX),
@@ -294,14 +298,21 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
                         time_ns: arrival.tai_ns,
                         flow: flow(info, destination, local.port()),
                     };
-                    self.core.packet(&view, &packet, arrived.bytes)
+                    self.core.packet(&self.memory.ring(), &packet, arrived.bytes)
                 }
             };
             if let Verdict::Passed(kind) = verdict {
                 if kind == Kind::Rtcp {
                     byes.extend(Compound::parse(arrived.bytes).into_iter().flat_map(|c| c.byes));
                 }
-                self.side.pass(kind, leg, info.from, arrived.bytes);
+                self.side.pass(SidePacket {
+                    kind,
+                    leg: leg as u8,
+                    rtcp_port: false,
+                    from: info.from,
+                    time_ns: arrival.tai_ns,
+                    bytes: arrived.bytes.into(),
+                });
             }
             if verdict == Verdict::Kept {
                 self.batch.keep();
@@ -310,7 +321,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         let counters = self.core.counters_mut();
         counters.coalesced = counters.coalesced.wrapping_add(coalesced);
         for ssrc in byes {
-            self.core.bye(&view, ssrc, now_ns);
+            self.core.bye(&self.memory.ring(), ssrc, now_ns);
         }
         self.count_drops(leg, drops);
     }
@@ -327,16 +338,23 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             return Ok(());
         };
         let now = clock::monotonic_ns();
-        let view = self.memory.ring();
         self.side_batch.fill(|| None);
         self.side_batch.receive(socket)?;
         while let Some(arrived) = self.side_batch.next_packet(|| None) {
             let Some(compound) = Compound::parse(arrived.bytes) else { continue };
             self.core.passed(Kind::Rtcp);
             for ssrc in compound.byes {
-                self.core.bye(&view, ssrc, now);
+                self.core.bye(&self.memory.ring(), ssrc, now);
             }
-            self.side.pass(Kind::Rtcp, leg, arrived.info.from, arrived.bytes);
+            let arrival = self.clock.arrival(arrived.info.realtime_ns.unwrap_or(0), now);
+            self.side.pass(SidePacket {
+                kind: Kind::Rtcp,
+                leg: leg as u8,
+                rtcp_port: true,
+                from: arrived.info.from,
+                time_ns: arrival.tai_ns,
+                bytes: arrived.bytes.into(),
+            });
         }
         self.flush(now);
         Ok(())
@@ -368,44 +386,45 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
 
     /// Ends the stream: takes what the sockets still hold, gives up gaps, wakes everybody.
     pub(crate) fn stop(&mut self) {
+        // In bounded time: a sender that never pauses does not keep the stream open.
+        let until = clock::monotonic_ns().saturating_add(DRAIN_NS);
         for leg in 0..self.legs.len() {
-            // A socket is drained in bounded time: a sender that never pauses does not keep it open.
-            for _ in 0..ROUNDS_MAX {
-                if !self.receive(leg).unwrap_or(false) {
-                    break;
-                }
-            }
+            while self.receive(leg).unwrap_or(false) && clock::monotonic_ns() < until {}
+            // Its error is that of a socket that is closed next.
+            let _ = self.receive_rtcp(leg);
         }
         self.look_at_sockets();
         let now = clock::monotonic_ns();
         self.core.finish(&self.memory.ring());
         self.flush(now);
+        self.memory.set_stopped();
+        self.wake_all();
+    }
+
+    /// Wakes every reader, whatever it waits for.
+    pub(crate) fn wake_all(&self) {
         self.readers.iter().flatten().for_each(|reader| reader.port.wake());
     }
 
     fn learn_tails(&mut self, now_ns: u64) {
-        let head = self.core.head();
-        for (at, reader) in self.readers.iter_mut().enumerate() {
-            let Some(reader) = reader else { continue };
-            let tail = reader.port.control().position.load_acquire();
-            self.core.readers_mut().observe_tail(at, tail, head, now_ns);
-            if tail == head {
-                reader.waiting_since = None;
-            }
-        }
-        self.core.refresh_limit();
+        learn_tails(&mut self.core, &mut self.readers, now_ns);
     }
 
     /// Publishes positions and figures, and wakes whom they concern.
     pub(crate) fn flush(&mut self, now_ns: u64) {
+        // The figures first: they are never behind what a reader has.
+        self.core.tally();
+        self.publish_figures(now_ns);
         let news = self.core.flush(&self.memory.ring(), now_ns);
         let mut wakeups = 0;
         for at in 0..READERS_MAX {
             wakeups += u64::from(self.notify(at, news, now_ns));
         }
-        let counters = self.core.counters_mut();
-        counters.wakeups = counters.wakeups.wrapping_add(wakeups);
-        self.publish_figures(now_ns);
+        if wakeups > 0 {
+            let counters = self.core.counters_mut();
+            counters.wakeups = counters.wakeups.wrapping_add(wakeups);
+            self.publish_counters(now_ns);
+        }
     }
 
     /// Wakes a reader if its threshold is reached or something has waited for too long.
@@ -434,9 +453,13 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         self.memory.reader_status(at).publish(&status.to_words());
     }
 
-    fn publish_figures(&mut self, now_ns: u64) {
+    fn publish_counters(&self, now_ns: u64) {
         let counters = self.core.counters(now_ns);
         self.memory.counters().publish(&counters.to_words());
+    }
+
+    fn publish_figures(&mut self, now_ns: u64) {
+        self.publish_counters(now_ns);
         for leg in 0..self.legs.len() {
             self.memory.leg(leg).publish(&self.core.leg_figures(leg).to_words());
         }
@@ -472,6 +495,24 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         let tai = self.clock.tai_offset();
         self.memory.set_clock(tai.seconds, tai.valid, self.clock.generation());
     }
+}
+
+/// Takes over what the readers say of themselves.
+fn learn_tails<P: ReaderPort>(
+    core: &mut ReceiveCore<Heap>,
+    readers: &mut [Option<Reader<P>>; READERS_MAX],
+    now_ns: u64,
+) {
+    let head = core.head();
+    for (at, reader) in readers.iter_mut().enumerate() {
+        let Some(reader) = reader else { continue };
+        let tail = reader.port.control().position.load_acquire();
+        core.readers_mut().observe_tail(at, tail, head, now_ns);
+        if tail == head {
+            reader.waiting_since = None;
+        }
+    }
+    core.refresh_limit();
 }
 
 fn take_slot(core: &mut ReceiveCore<Heap>) -> Option<u32> {
@@ -580,6 +621,8 @@ mod tests {
         }
 
         fn set_clock(&self, _: i32, _: bool, _: u64) {}
+
+        fn set_stopped(&self) {}
     }
 
     struct Port {
@@ -604,8 +647,9 @@ mod tests {
     type Passed = (Kind, Vec<u8>);
 
     impl SideSink for Side {
-        fn pass(&mut self, kind: Kind, _: usize, _: SocketAddr, bytes: &[u8]) {
-            self.0.lock().expect("no panic elsewhere").push((kind, bytes.to_vec()));
+        fn pass(&mut self, packet: SidePacket) {
+            let passed = (packet.kind, packet.bytes.to_vec());
+            self.0.lock().expect("no panic elsewhere").push(passed);
         }
     }
 

@@ -1,0 +1,399 @@
+//! A receive stream as an engine thread serves it: sockets opened and watched, readers added, ended.
+//!
+//! What lives here: what comes from users and from the outside. What does not: the loop body
+//! ([`super::receive`]).
+//!
+//! One lock per stream, taken by the engine thread for each event and by users for what they ask
+//! for; nothing waits while it is held, except that `stop` takes what the sockets still have.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rtp_mgr_ring::abi::{LEGS_MAX, feature, status};
+use rtp_mgr_ring::producer::Mode;
+use rtp_mgr_ring::receive::{Config, Filter};
+use rtp_mgr_ring::source::static_clock_rate;
+use rtp_mgr_ring::staging::Order;
+use rtp_mgr_ring::view::{Block, ControlView, RingView};
+use rustix::event::epoll::EventFlags;
+
+use super::new_id;
+use super::receive::{
+    LegSockets, Parts, ReaderPort, ReceiveMemory, ReceiveStream, SideSink, address_bytes,
+    slots_needed,
+};
+use super::worker::{NEVER, Registration, Task, new_event, signal};
+use crate::config::ReceiveConfig;
+use crate::context::Context;
+use crate::error::{Error, Warning};
+use crate::layout::Shape;
+use crate::leg::Leg;
+use crate::shm::{ControlPage, Region};
+use crate::side_channel::{SideChannel, SidePacket};
+use crate::socket::{ReceiveOptions, ReceiveSocket, SocketWarning, buffer_for};
+use crate::stats::{Direction, State};
+
+/// How much of the expected rate the socket buffer holds while the engine is kept from running.
+const SOCKET_HOLD: Duration = Duration::from_millis(200);
+/// What the socket buffer is made for when nobody says: packets per second, bytes.
+const RATE_DEFAULT: (f64, usize) = (10_000.0, 1_400);
+
+/// Tags of the files: the leg's, and the leg's RTCP.
+const TAG_RTCP: u16 = 8;
+
+impl ReceiveMemory for Arc<Region> {
+    fn ring(&self) -> RingView<'_> {
+        Region::ring(self)
+    }
+
+    fn counters(&self) -> Block<'_> {
+        Region::counters(self)
+    }
+
+    fn leg(&self, leg: usize) -> Block<'_> {
+        Region::leg(self, leg)
+    }
+
+    fn source(&self, at: u16) -> Block<'_> {
+        Region::source(self, at.into())
+    }
+
+    fn reader_status(&self, reader: usize) -> Block<'_> {
+        Region::reader_status(self, reader)
+    }
+
+    fn set_clock(&self, tai_offset_s: i32, valid: bool, generation: u64) {
+        self.status_word(status::TAI_OFFSET_S).store(i64::from(tai_offset_s) as u64);
+        self.status_word(status::TAI_VALID).store(valid.into());
+        self.status_word(status::CLOCK_GENERATION).store_release(generation);
+    }
+
+    fn set_stopped(&self) {
+        self.set_state(State::Stopped);
+    }
+}
+
+impl SideSink for SideChannel {
+    fn pass(&mut self, packet: SidePacket) {
+        self.push(packet);
+    }
+}
+
+/// The place of a reader in this process.
+#[derive(Debug)]
+pub(crate) struct OwnPort {
+    page: Arc<ControlPage>,
+    event: OwnedFd,
+}
+
+impl OwnPort {
+    pub(crate) fn page(&self) -> &Arc<ControlPage> {
+        &self.page
+    }
+
+    pub(crate) fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+/// Where the engine finds a reader.
+pub(crate) enum Port {
+    Own(Arc<OwnPort>),
+}
+
+impl ReaderPort for Port {
+    fn control(&self) -> ControlView<'_> {
+        match self {
+            Self::Own(port) => port.page.view(),
+        }
+    }
+
+    fn wake(&self) {
+        match self {
+            Self::Own(port) => signal(&port.event),
+        }
+    }
+}
+
+type Stream = ReceiveStream<Arc<Region>, Port, SideChannel>;
+
+/// A receive stream.
+pub(crate) struct ReceiveTask {
+    region: Arc<Region>,
+    side: SideChannel,
+    failed: AtomicBool,
+    serving: Mutex<Serving>,
+}
+
+/// What runs while the stream does.
+struct Serving {
+    stream: Option<Stream>,
+    registration: Option<Registration>,
+}
+
+/// A stream that was opened.
+pub(crate) struct Opened {
+    pub task: Arc<ReceiveTask>,
+    pub local: Vec<SocketAddr>,
+    pub warnings: Vec<Warning>,
+}
+
+impl std::fmt::Debug for ReceiveTask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReceiveTask").field("region", &self.region).finish_non_exhaustive()
+    }
+}
+
+impl ReceiveTask {
+    /// Opens sockets and memory. Nothing is received before [`start`](Self::start).
+    pub(crate) fn open(config: &ReceiveConfig, ring_order: u8) -> Result<Opened, Error> {
+        let mut warnings = Vec::new();
+        let legs = open_legs(config, &mut warnings)?;
+        let local = legs.iter().map(|leg| leg.rtp.local_addr()).collect();
+        let slot_count = 1_usize << ring_order;
+        let region = Arc::new(Region::create(&shape(config, &legs, slot_count), config.start)?);
+        let side = SideChannel::new()?;
+        let stream = ReceiveStream::new(Parts {
+            memory: region.clone(),
+            slots: region.slot_memory(),
+            slot_count,
+            sources: config.sources as usize,
+            config: core_config(config, &legs, slot_count),
+            legs,
+            side: side.clone(),
+            max_latency_ns: nanos(config.max_latency),
+        });
+        let serving = Mutex::new(Serving { stream: Some(stream), registration: None });
+        let task = Arc::new(Self { region, side, failed: AtomicBool::new(false), serving });
+        Ok(Opened { task, local, warnings })
+    }
+
+    /// Begins to receive.
+    pub(crate) fn start(self: &Arc<Self>, context: &Context) -> Result<(), Error> {
+        let registration = context.serve(self.clone());
+        let mut serving = self.serving();
+        let Some(stream) = &serving.stream else { return Err(Error::EngineGone) };
+        for leg in 0..stream.legs() {
+            if let Some(socket) = stream.rtp_fd(leg) {
+                registration.watch(socket, leg as u16, EventFlags::IN)?;
+            }
+            if let Some(socket) = stream.rtcp_fd(leg) {
+                registration.watch(socket, TAG_RTCP + leg as u16, EventFlags::IN)?;
+            }
+        }
+        self.region.set_state(State::Running);
+        registration.kick();
+        serving.registration = Some(registration);
+        Ok(())
+    }
+
+    pub(crate) fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    pub(crate) fn side_channel(&self) -> &SideChannel {
+        &self.side
+    }
+
+    /// Whether the engine has ended by a mistake of its own.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    fn serving(&self) -> MutexGuard<'_, Serving> {
+        // A task that panicked is ended by `failed`, which takes the stream away.
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a reader of this process; it begins at the next position to be published.
+    pub(crate) fn add_own_reader(&self, reliable: bool) -> Result<(usize, Arc<OwnPort>), Error> {
+        let mode = if reliable { Mode::Reliable } else { Mode::Lossy };
+        let (page, _) = ControlPage::create(0)?;
+        let port = Arc::new(OwnPort { page: Arc::new(page), event: new_event()? });
+        let mut serving = self.serving();
+        let Some(stream) = &mut serving.stream else {
+            return Err(Error::argument(
+                "reader",
+                "of a stopped stream",
+                "accepted: while it runs",
+            ));
+        };
+        let index = stream.add_reader(mode, false, Port::Own(port.clone())).ok_or_else(|| {
+            Error::argument("reader", "one more", "accepted: 16 readers at a time")
+        })?;
+        Ok((index, port))
+    }
+
+    /// Forgets a reader of this process.
+    pub(crate) fn remove_own_reader(&self, index: usize) {
+        if let Some(stream) = &mut self.serving().stream {
+            stream.remove_reader(index);
+        }
+    }
+
+    /// Changes how long gaps stay open.
+    pub(crate) fn set_reorder(&self, reorder: Duration) -> Result<(), Error> {
+        let mut serving = self.serving();
+        let Some(stream) = &mut serving.stream else { return Err(Error::EngineGone) };
+        stream.core().set_reorder_ns(nanos(reorder));
+        serving.kick();
+        Ok(())
+    }
+
+    /// Ends the stream. What is in the ring stays.
+    pub(crate) fn stop(&self) {
+        let mut serving = self.serving();
+        serving.unwatch();
+        if let Some(mut stream) = serving.stream.take() {
+            stream.stop();
+        }
+        self.side.close();
+    }
+}
+
+impl Serving {
+    fn kick(&self) {
+        if let Some(registration) = &self.registration {
+            registration.kick();
+        }
+    }
+
+    /// Has the thread wait for nothing of this stream any more.
+    fn unwatch(&mut self) {
+        let Some(registration) = self.registration.take() else { return };
+        let Some(stream) = &self.stream else { return };
+        for leg in 0..stream.legs() {
+            stream.rtp_fd(leg).into_iter().for_each(|socket| registration.unwatch(socket));
+            stream.rtcp_fd(leg).into_iter().for_each(|socket| registration.unwatch(socket));
+        }
+    }
+}
+
+impl Task for ReceiveTask {
+    fn ready(&self, tag: u16) -> u64 {
+        let mut serving = self.serving();
+        let Some(stream) = &mut serving.stream else { return NEVER };
+        let result = match tag {
+            TAG_RTCP.. => stream.receive_rtcp(usize::from(tag - TAG_RTCP)),
+            leg => stream.receive(leg.into()).map(|_| ()),
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, tag, "receive");
+        }
+        stream.deadline()
+    }
+
+    fn tick(&self) -> u64 {
+        let mut serving = self.serving();
+        let Some(stream) = &mut serving.stream else { return NEVER };
+        stream.tick();
+        stream.deadline()
+    }
+
+    fn failed(&self) {
+        self.failed.store(true, Ordering::Release);
+        let mut serving = self.serving();
+        serving.unwatch();
+        self.region.set_state(State::Stopped);
+        if let Some(stream) = serving.stream.take() {
+            stream.wake_all();
+        }
+        self.side.close();
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn open_legs(
+    config: &ReceiveConfig,
+    warnings: &mut Vec<Warning>,
+) -> Result<Vec<LegSockets>, Error> {
+    let (rate, packet_len) = config.expected.unwrap_or(RATE_DEFAULT);
+    let options = ReceiveOptions {
+        buffer: Some(config.socket_buffer.unwrap_or(buffer_for(rate, packet_len, SOCKET_HOLD))),
+        gro: config.gro && !config.exact_times,
+        dual_stack: true,
+    };
+    // Without a rate nobody knows what is needed: what was granted stands in the leg's figures.
+    let needed = config.expected.is_some() || config.socket_buffer.is_some();
+    let mut legs = Vec::with_capacity(config.legs.len());
+    for leg in &config.legs {
+        let rtp = ReceiveSocket::open(leg, &options)?;
+        for warning in rtp.warnings() {
+            if needed || !matches!(warning, SocketWarning::ReceiveBuffer(_)) {
+                warnings.push(Warning::new(format!("leg {leg}: {warning}")));
+            }
+        }
+        let rtcp = if config.rtcp { open_rtcp(leg, &rtp, warnings) } else { None };
+        legs.push(LegSockets { rtp, rtcp });
+    }
+    Ok(legs)
+}
+
+/// The RTCP socket one port above `rtp`, if it can be had.
+fn open_rtcp(leg: &Leg, rtp: &ReceiveSocket, warnings: &mut Vec<Warning>) -> Option<ReceiveSocket> {
+    let options = ReceiveOptions { dual_stack: true, ..ReceiveOptions::default() };
+    let above = leg.clone().with_port(rtp.local_addr().port()).rtcp()?;
+    ReceiveSocket::open(&above, &options)
+        .map_err(|error| {
+            warnings.push(Warning::new(format!(
+                "no RTCP on the port above, so a BYE sent there is not seen: {error}"
+            )));
+        })
+        .ok()
+}
+
+fn shape(config: &ReceiveConfig, legs: &[LegSockets], slot_count: usize) -> Shape {
+    let mut features = 0;
+    if config.reorder.is_some() {
+        features |= feature::ORDERED;
+    }
+    if !legs.iter().any(|leg| leg.rtp.gro()) {
+        features |= feature::EXACT_TIMES;
+    }
+    if config.simulated.is_some() {
+        features |= feature::SIMULATED;
+    }
+    Shape {
+        direction: Direction::Receive,
+        features,
+        slot_count: slot_count as u32,
+        slot_total: slots_needed(slot_count) as u32,
+        slot_stride: config.slot_stride,
+        legs: legs.len() as u32,
+        sources: config.sources,
+        stream_id: new_id().0,
+        owner_pid: std::process::id(),
+        owner_uid: rustix::process::geteuid().as_raw(),
+    }
+}
+
+fn core_config(config: &ReceiveConfig, legs: &[LegSockets], slot_count: usize) -> Config {
+    let mut clock_rates = [0; 128];
+    for (payload_type, rate) in (0..).zip(&mut clock_rates) {
+        *rate = static_clock_rate(payload_type).unwrap_or(0);
+    }
+    for (payload_type, hz) in &config.clock_rates {
+        clock_rates[usize::from(*payload_type)] = *hz;
+    }
+    let mut sources = [config.source_address.map(address_bytes); LEGS_MAX];
+    for (source, leg) in sources.iter_mut().zip(legs) {
+        *source = source.or(leg.rtp.source().map(address_bytes));
+    }
+    Config {
+        start: config.start,
+        slot_stride: config.slot_stride,
+        order: config
+            .reorder
+            .map(|reorder| Order { reorder_ns: nanos(reorder), window: slot_count as u32 / 2 }),
+        legs: legs.len() as u8,
+        filter: Filter { ssrc: config.ssrc, payload_type: config.payload_type, sources },
+        clock_rates,
+        stall_ns: nanos(config.stall_limit),
+    }
+}

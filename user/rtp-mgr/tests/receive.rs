@@ -1,0 +1,265 @@
+//! A receive stream over loopback, by its public API.
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rtp_mgr::ring::abi::StreamCounters;
+use rtp_mgr::ring::header;
+use rtp_mgr::{Cause, Context, Engine, Item, Kind, Leg, Mode, Receiver, ReceiverBuilder, State};
+
+const LONG: Duration = Duration::from_secs(10);
+
+fn leg() -> Leg {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+fn builder() -> ReceiverBuilder {
+    Receiver::builder().engine(Engine::User).leg(leg()).announce(false)
+}
+
+fn sender(receiver: &Receiver) -> UdpSocket {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    socket.connect(receiver.local_addr(0).unwrap()).unwrap();
+    socket
+}
+
+fn packet(sequence: u16, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0; 12 + payload.len()];
+    header::build(&mut packet, false, 96, sequence, u32::from(sequence) * 90, 0x1234).unwrap();
+    packet[12..].copy_from_slice(payload);
+    packet
+}
+
+fn balances(counters: &StreamCounters) -> bool {
+    counters.received
+        == counters.published
+            + counters.dropped_ring_full
+            + counters.dropped_oversize
+            + counters.dropped_invalid
+            + counters.dropped_filtered
+            + counters.duplicate
+            + counters.late
+            + counters.staged
+}
+
+/// Waits for a condition with a deadline.
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let until = Instant::now() + LONG;
+    while !condition() {
+        assert!(Instant::now() < until, "waited in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn packets_arrive_with_their_payload_in_order() {
+    let mut rx = builder().open().unwrap();
+    let tx = sender(&rx);
+    for sequence in 0..500_u16 {
+        tx.send(&packet(sequence, &sequence.to_be_bytes())).unwrap();
+    }
+    let mut next = 0_u16;
+    while next < 500 {
+        let batch = rx.read(LONG).unwrap().expect("running");
+        assert!(!batch.is_empty(), "after {next}");
+        for item in &batch {
+            let Item::Packet(packet) = item else { panic!("{item:?}") };
+            assert_eq!(packet.sequence_number(), next);
+            assert_eq!(packet.payload(), next.to_be_bytes());
+            assert_eq!(packet.ssrc(), 0x1234);
+            next += 1;
+        }
+        batch.release();
+    }
+    let snapshot = rx.stats().snapshot();
+    assert_eq!(snapshot.counters.published, 500);
+    assert_eq!(snapshot.sources.len(), 1);
+    let source = snapshot.source(0).unwrap();
+    assert_eq!(source.from, Some(tx.local_addr().unwrap()));
+    assert_eq!(source.to, rx.local_addr(0));
+    assert!(balances(&snapshot.counters));
+}
+
+#[test]
+fn time_runs_out_with_an_empty_batch_and_stop_ends_with_none() {
+    let mut rx = builder().open().unwrap();
+    let tx = sender(&rx);
+    assert!(rx.read(Duration::ZERO).unwrap().expect("running").is_empty());
+    tx.send(&packet(1, b"one")).unwrap();
+    tx.send(&packet(2, b"two")).unwrap();
+    rx.stop().unwrap();
+    assert_eq!(rx.stats().state(), State::Stopped);
+    let mut read = 0;
+    while let Some(batch) = rx.read(LONG).unwrap() {
+        assert!(!batch.is_empty());
+        read += batch.len();
+    }
+    assert_eq!(read, 2, "what was in the socket was received");
+    assert_eq!(rx.stats().snapshot().counters.published, 2);
+    rx.stop().unwrap();
+    assert!(rx.read(LONG).unwrap().is_none());
+}
+
+#[test]
+fn a_missing_packet_becomes_a_gap_in_time_when_nothing_more_arrives() {
+    let mut rx = builder().ordered(Duration::from_millis(5)).open().unwrap();
+    let tx = sender(&rx);
+    for sequence in [10, 11, 13] {
+        tx.send(&packet(sequence, b"x")).unwrap();
+    }
+    let mut seen = Vec::new();
+    while seen.len() < 4 {
+        for item in &rx.read(LONG).unwrap().unwrap() {
+            seen.push(match item {
+                Item::Packet(packet) => (packet.sequence_number(), true),
+                Item::Gap(gap) => (gap.sequence() as u16, false),
+                other => panic!("{other:?}"),
+            });
+        }
+    }
+    assert_eq!(seen, [(10, true), (11, true), (12, false), (13, true)]);
+}
+
+#[test]
+fn a_full_ring_drops_the_newest_and_marks_the_place() {
+    let mut rx = builder().ring_order(4).gro(false).open().unwrap();
+    let tx = sender(&rx);
+    for sequence in 0..20 {
+        tx.send(&packet(sequence, b"x")).unwrap();
+    }
+    let stats = rx.stats();
+    wait_for("20 received", || stats.counters().received == 20);
+    let counters = stats.counters();
+    assert_eq!((counters.published, counters.dropped_ring_full), (16, 4));
+    assert!(balances(&counters));
+    assert_eq!(rx.read(LONG).unwrap().unwrap().len(), 16);
+    tx.send(&packet(20, b"x")).unwrap();
+    let batch = rx.read(LONG).unwrap().unwrap();
+    let items: Vec<_> = batch.iter().collect();
+    let [Item::Discontinuity(missing), Item::Packet(packet)] = items[..] else {
+        panic!("{items:?}")
+    };
+    assert_eq!((missing.cause(), missing.count()), (Cause::RingFull, 4));
+    assert_eq!(packet.sequence_number(), 20);
+}
+
+#[test]
+fn a_lossy_reader_learns_exactly_how_many_it_missed() {
+    let mut rx = builder().ring_order(4).open().unwrap();
+    let tx = sender(&rx);
+    let mut lossy = rx.subscribe(Mode::Lossy).unwrap();
+    for sequence in 0..100 {
+        tx.send(&packet(sequence, &[sequence as u8; 200])).unwrap();
+        assert_eq!(rx.read(LONG).unwrap().unwrap().len(), 1);
+    }
+    let batch = lossy.read(LONG).unwrap().unwrap();
+    let mut items = batch.iter();
+    let Some(Item::Discontinuity(missing)) = items.next() else { panic!() };
+    assert_eq!((missing.cause(), missing.count()), (Cause::Lapped, 84));
+    for (item, sequence) in items.zip(84..) {
+        let Item::Packet(packet) = item else { panic!("{item:?}") };
+        assert_eq!(packet.payload(), [sequence; 200]);
+    }
+    assert_eq!(batch.len(), 16);
+    batch.release();
+    assert_eq!(lossy.missed(), 84);
+    assert!(lossy.read(Duration::ZERO).unwrap().unwrap().is_empty());
+    assert_eq!(rx.stats().snapshot().readers.len(), 2);
+    drop(lossy);
+    assert_eq!(rx.stats().snapshot().readers.len(), 1);
+}
+
+#[test]
+fn the_file_descriptor_becomes_readable_after_a_read_that_found_nothing() {
+    let mut rx = builder().open().unwrap();
+    let tx = sender(&rx);
+    let readable = |rx: &Receiver, timeout: Duration| {
+        let mut polled = [rustix::event::PollFd::new(rx, rustix::event::PollFlags::IN)];
+        let timeout = rustix::event::Timespec::try_from(timeout).unwrap();
+        rustix::event::poll(&mut polled, Some(&timeout)).unwrap() == 1
+    };
+    for sequence in 0..10 {
+        assert!(rx.try_read().unwrap().unwrap().is_empty());
+        assert!(!readable(&rx, Duration::ZERO));
+        tx.send(&packet(sequence, b"x")).unwrap();
+        assert!(readable(&rx, LONG));
+        assert_eq!(rx.try_read().unwrap().unwrap().len(), 1);
+    }
+    rx.stop().unwrap();
+    assert!(readable(&rx, Duration::ZERO));
+    assert!(rx.try_read().unwrap().is_none());
+    let _ = rx.as_fd();
+}
+
+#[test]
+fn rtcp_on_both_ports_goes_to_the_side_channel() {
+    let rx = builder().open().unwrap();
+    let side = rx.side_channel();
+    let tx = sender(&rx);
+    let bye = [0x81, 203, 0, 1, 0, 0, 0x12, 0x34];
+    tx.send(&bye).unwrap();
+    let packet = side.recv(LONG).unwrap();
+    assert_eq!((packet.kind, packet.rtcp_port, &packet.bytes[..]), (Kind::Rtcp, false, &bye[..]));
+    assert_eq!(packet.from, tx.local_addr().unwrap());
+    let mut above = rx.local_addr(0).unwrap();
+    above.set_port(above.port() + 1);
+    if rx.warnings().is_empty() {
+        tx.send_to(&bye, above).unwrap();
+        let packet = side.recv(LONG).unwrap();
+        assert!(packet.rtcp_port);
+    }
+}
+
+#[test]
+fn many_streams_share_one_thread() {
+    let context = Context::new(1.try_into().unwrap()).unwrap();
+    let mut streams: Vec<Receiver> =
+        (0..50).map(|_| builder().rtcp(false).context(&context).open().unwrap()).collect();
+    drop(context);
+    for (at, rx) in streams.iter().enumerate() {
+        sender(rx).send(&packet(at as u16, b"x")).unwrap();
+    }
+    for (at, rx) in streams.iter_mut().enumerate() {
+        let batch = rx.read(LONG).unwrap().unwrap();
+        let Some(Item::Packet(packet)) = batch.iter().next() else { panic!() };
+        assert_eq!(packet.sequence_number(), at as u16);
+    }
+}
+
+#[test]
+fn a_dropped_stream_gives_its_port_back() {
+    let rx = builder().open().unwrap();
+    let address = rx.local_addr(0).unwrap();
+    let busy: Leg = address.to_string().parse().unwrap();
+    assert!(builder().leg(busy.clone()).open().is_err());
+    let again = Receiver::builder().engine(Engine::User).leg(busy).announce(false);
+    assert!(again.clone().open().is_err(), "a unicast port has one owner");
+    drop(rx);
+    again.open().unwrap();
+}
+
+#[test]
+fn positions_wrap() {
+    let mut rx = builder().start_position(u64::MAX - 5).ring_order(4).open().unwrap();
+    let mut lossy = rx.subscribe(Mode::Lossy).unwrap();
+    let tx = sender(&rx);
+    for sequence in 0..40 {
+        tx.send(&packet(sequence, &[sequence as u8; 9])).unwrap();
+        for batch in [rx.read(LONG).unwrap().unwrap(), lossy.read(LONG).unwrap().unwrap()] {
+            let items: Vec<_> = batch.iter().collect();
+            let [Item::Packet(packet)] = items[..] else { panic!("{sequence}: {items:?}") };
+            assert_eq!(packet.payload(), [sequence as u8; 9]);
+        }
+    }
+    assert_eq!(rx.stats().counters().published, 40);
+    assert_eq!(lossy.missed(), 0);
+}
+
+#[test]
+fn the_kernel_engine_is_refused_with_how_to_load_it_and_auto_says_why_not() {
+    let refused = builder().engine(Engine::Kernel).open().unwrap_err().to_string();
+    assert!(refused.contains("modprobe rtp_mgr"), "{refused}");
+    let rx = builder().engine(Engine::Auto).open().unwrap();
+    assert!(rx.engine_reason().contains("/dev/rtp_mgr"), "{}", rx.engine_reason());
+}
