@@ -206,7 +206,8 @@ fn listen(from: &mut Receiver, all_sent: &AtomicBool, stop: &Stop) -> Result<Str
     let mut hash = Sha256::new();
     let mut quiet_since = Instant::now();
     let mut stopped = false;
-    while let Some(batch) = from.read(LOOK).map_err(Failure::library)? {
+    loop {
+        let Some(batch) = from.read(LOOK).map_err(Failure::library)? else { break };
         for item in &batch {
             if let Item::Packet(packet) = item {
                 hash.update(packet.payload());
