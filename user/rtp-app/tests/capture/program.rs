@@ -156,6 +156,25 @@ fn fragments_are_mentioned() {
     assert_eq!(error, format!("rtp_app: {warning}\n"));
 }
 
+/// What a capture on the sending machine looks like when the device segments (UDP GSO).
+#[test]
+fn joined_packets_are_mentioned() {
+    let mut pcap = Pcap::new(RAW);
+    for burst in 0..10 {
+        let packets = (0..4).flat_map(|index| Rtp::pcmu(9, burst * 4 + index).bytes());
+        let packets: Vec<_> = packets.collect();
+        let time_ns = START_NS + u64::from(burst) * 80 * MS;
+        pcap.frame(time_ns, &udp(address(A), address(B), &packets));
+    }
+    let (_directory, path) = file("a.pcap", &pcap.bytes);
+    let (json, error, status) = inspect(&path, &[]);
+    assert_eq!((status, json["streams"][0]["received"].as_u64()), (0, Some(10)));
+    let warning = "10 datagrams hold several RTP packets each, joined by segmentation or receive \
+                   offload: only the first of each counts; turn the offload off where you capture";
+    assert_eq!(error, format!("rtp_app: {warning}\n"));
+    assert_eq!(json["warnings"], json!([warning]));
+}
+
 /// One line: argument, value, what is accepted.
 #[test]
 fn what_cannot_be_inspected_gets_one_line() {
