@@ -1,1 +1,95 @@
-fn main() {}
+//! `cargo xtask`: the project's own tasks.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`test`] | the test command: its steps, in order |
+//! | [`checks`] | formatting, lints, documentation, compiler versions |
+//! | [`setup`] | system packages of the interoperability tests |
+//! | [`documents`] | the command lines of the source documents, as written |
+//! | [`interop`] | FFmpeg, GStreamer and tshark as peers of `rtp_app` |
+//! | [`audit`] | licences and advisories |
+//! | [`header`], [`panic_check`] | the C header, the panic-free ring |
+//! | [`project`], [`process`], [`report`] | what the above share |
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+mod audit;
+mod checks;
+mod documents;
+mod header;
+mod interop;
+mod panic_check;
+mod process;
+mod project;
+mod report;
+mod setup;
+mod test;
+
+use project::Project;
+
+/// The tasks of RTP Manager.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Build the program and let it send a programme to itself
+    Demo(DemoArgs),
+    /// Everything that this machine can test; installs what it needs where it may
+    Test(test::TestArgs),
+    /// Install the system packages that the interoperability tests need
+    Setup,
+    /// FFmpeg, GStreamer and tshark against rtp_app
+    Interop(interop::InteropArgs),
+    /// Licences and advisories of the dependencies (cargo-deny)
+    Audit,
+    /// No panic path in the optimised code of the ring
+    PanicCheck,
+    /// Write include/rtp_mgr.h
+    Header(HeaderArgs),
+    /// Model-check the ring (loom)
+    Loom,
+    /// Formatting of all crates
+    FmtCheck,
+    /// Lints of all crates, warnings denied
+    Clippy,
+    /// Documentation of all crates, warnings denied
+    Doc,
+}
+
+#[derive(Debug, Args)]
+struct DemoArgs {
+    /// Passed to `rtp_app demo`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct HeaderArgs {
+    /// Only compare with what is checked in
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    let project = Project::find()?;
+    match cli.task {
+        Task::Demo(demo) => checks::demo(&project, &demo.arguments),
+        Task::Test(arguments) => test::run(&project, &arguments),
+        Task::Setup => setup::run(&project),
+        Task::Interop(arguments) => interop::run(&project, &arguments),
+        Task::Audit => audit::run(&project),
+        Task::PanicCheck => panic_check::run(&project),
+        Task::Header(header) => header::run(&project, header.check),
+        Task::Loom => checks::loom(&project),
+        Task::FmtCheck => checks::format(&project),
+        Task::Clippy => checks::clippy(&project),
+        Task::Doc => checks::doc(&project),
+    }
+}
