@@ -223,14 +223,12 @@ impl Finder {
         }
     }
 
-    /// DTLS records begin with their type, version and a length that fits (RFC 6347 §4.1). The
-    /// ciphertext of DTLS 1.3 (RFC 9147 §4) has no such mark, but comes after records that have.
+    /// DTLS records begin with their type and version (RFC 6347 §4.1). The ciphertext of DTLS 1.3 (RFC
+    /// 9147 §4) has no such mark, but comes after records that have.
     fn dtls_or_other(&mut self, datagram: &Datagram<'_>) -> Kind {
         let ends = (datagram.source, datagram.destination);
         match datagram.payload {
-            [20..=26, 0xFE, 0xFC..=0xFF, _, _, _, _, _, _, _, _, l0, l1, ..]
-                if 13 + usize::from(u16::from_be_bytes([*l0, *l1])) <= datagram.payload_len =>
-            {
+            [20..=26, 0xFE, 0xFC..=0xFF, ..] => {
                 self.dtls.insert(ends);
                 Kind::Dtls
             }
