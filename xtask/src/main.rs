@@ -11,6 +11,8 @@
 //! | [`header`], [`panic_check`] | the C header, the panic-free ring |
 //! | [`project`], [`process`], [`report`] | what the above share |
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
@@ -76,10 +78,19 @@ struct HeaderArgs {
     check: bool,
 }
 
-fn main() -> Result<()> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
     let project = Project::find()?;
-    match cli.task {
+    match task {
         Task::Demo(demo) => checks::demo(&project, &demo.arguments),
         Task::Test(arguments) => test::run(&project, &arguments),
         Task::Setup => setup::run(&project),
