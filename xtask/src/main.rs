@@ -2,7 +2,7 @@
 //!
 //! | module | what lives there |
 //! |---|---|
-//! | [`test`] | the test command: its steps, in order |
+//! | [`mod@test`] | the test command: its steps, in order |
 //! | [`checks`] | formatting, lints, documentation, compiler versions |
 //! | [`setup`] | system packages of the interoperability tests |
 //! | [`documents`] | the command lines of the source documents, as written |

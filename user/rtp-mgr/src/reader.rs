@@ -1,7 +1,7 @@
 //! Reading a receive ring: batches of packets, gaps and discontinuities.
 //!
 //! What lives here: the reader's cursor, waiting, and how a position is shown. What does not: the
-//! memory that packets are borrowed or copied from ([`crate::shm`]).
+//! memory that packets are borrowed or copied from (`shm`).
 //!
 //! A reliable reader of the owning process borrows packets where they lie. Every other reader
 //! copies, and believes a copy only when nothing was written over it meanwhile.
