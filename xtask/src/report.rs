@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+/// Characters of a remark in the table.
+const REMARK_MAX: usize = 100;
+
 /// How a step or a test ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -128,8 +131,13 @@ impl Row {
     }
 }
 
-fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default()
+/// The first line, cut where it would make the table hard to read; the step itself said it all.
+fn first_line(text: &str) -> String {
+    let line = text.lines().next().unwrap_or_default();
+    match line.char_indices().nth(REMARK_MAX) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -166,6 +174,12 @@ mod tests {
     fn the_table_gives_the_reason_on_one_line() {
         let report = report(&[Outcome::NotRun("no tshark\nmore".into())]);
         assert_eq!(report.table(), "step 0  NOT RUN      1.5 s  no tshark\n");
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_between_characters() {
+        assert_eq!(first_line(&"é".repeat(REMARK_MAX)), "é".repeat(REMARK_MAX));
+        assert_eq!(first_line(&"é".repeat(200)), format!("{}...", "é".repeat(REMARK_MAX)));
     }
 
     #[test]
