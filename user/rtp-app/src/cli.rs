@@ -2,8 +2,6 @@
 //!
 //! What lives here: options, their ranges and the long form `--mode rx|tx`. What does not: anything
 //! that needs a file, a socket or another option to be judged (the commands do that).
-// Comments on options are the program's help: `[SOURCE@]` there is no link.
-#![allow(rustdoc::broken_intra_doc_links)]
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -324,6 +322,18 @@ pub struct ConsumeArgs {
     /// The ring has 2^N positions
     #[arg(long, value_name = "N", default_value = "10", value_parser = text(ring_order))]
     pub ring_order: u8,
+    /// Milliseconds between the bursts of the simulated DMA engine
+    #[arg(long, value_name = "MS", default_value = "50", value_parser = text(dma_interval))]
+    pub dma_interval: Duration,
+    /// Packets in a burst
+    #[arg(long, value_name = "PACKETS", default_value = "64", value_parser = text(burst))]
+    pub burst: u32,
+    /// Bytes of pattern in a packet
+    #[arg(long, value_name = "BYTES", default_value = "1024", value_parser = text(packet_len))]
+    pub packet_len: u32,
+    /// Frame the pattern as RTP
+    #[arg(long)]
+    pub rtp: bool,
     /// Who runs the ring
     #[arg(long, value_enum, value_name = "ENGINE", default_value = "auto")]
     pub engine: EngineChoice,
@@ -552,6 +562,20 @@ fn seconds(value: &str) -> Result<Duration, String> {
 
 fn whole_seconds(value: &str) -> Result<u32, String> {
     whole(value, "a length in whole seconds", 1, 60).map(|seconds| seconds as u32)
+}
+
+fn dma_interval(value: &str) -> Result<Duration, String> {
+    decimal(value, 0.1, 60_000.0)
+        .map(|ms| Duration::from_secs_f64(ms / 1e3))
+        .ok_or_else(|| "not a time; accepted: 0.1 to 60000 milliseconds".into())
+}
+
+fn burst(value: &str) -> Result<u32, String> {
+    whole(value, "a burst", 1, 65_536).map(|packets| packets as u32)
+}
+
+fn packet_len(value: &str) -> Result<u32, String> {
+    whole(value, "a packet of the pattern", 8, 2_036).map(|bytes| bytes as u32)
 }
 
 fn reorder(value: &str) -> Result<Duration, String> {

@@ -13,8 +13,6 @@
 //! | [`error`] | how a command fails, and its exit status |
 
 #![deny(missing_docs)]
-// The library is the program's own: its documentation is read with private items.
-#![allow(rustdoc::private_intra_doc_links)]
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -70,11 +68,11 @@ fn execute(command: &Command, stop: &Stop) -> Result<(), Failure> {
         Command::Inspect(args) => cmd::inspect::run(args, stop),
         Command::Rx(args) => cmd::rx::run(args, stop),
         Command::Tx(args) => cmd::tx::run(args, stop),
+        Command::Consume(args) => cmd::consume::run(args, stop),
         Command::Demo(args) => cmd::demo::run(args, stop),
         Command::List(args) => cmd::streams::list(args),
         Command::Stat(args) => cmd::streams::stat(args),
         Command::Doctor(args) => cmd::doctor::run(args),
-        _ => Err(Failure::failed(format!("{command:?}: not in this build"))),
     }
 }
 

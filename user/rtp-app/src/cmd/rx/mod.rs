@@ -13,14 +13,14 @@ mod open;
 mod record;
 
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rtp_mgr::{Batch, Stats};
+use rtp_mgr::{Batch, Stats, StreamSnapshot};
 
 use crate::cli::RxArgs;
 use crate::error::Failure;
 use crate::figures::{Intervals, receive_report};
-use crate::live::{Panel, REDRAW};
+use crate::live::{Panel, Timetable};
 use crate::output::{Report, write_line};
 use crate::signals::{LOOK, Stop};
 use crate::stdio::Stdout;
@@ -45,7 +45,7 @@ pub fn run(args: &RxArgs, stop: &Stop) -> Result<(), Failure> {
     // Whatever ended it: what is on its way is taken, the files are made whole, the figures told.
     let drained = drain(&mut feed, &mut recorder, &mut end, ended.is_ok());
     let finished = recorder.finish();
-    let report = screen.report(&feed, true);
+    let report = screen.report(&feed, &screen.stats.snapshot(), true);
     let told =
         screen.summary(&report, ended.as_ref().ok(), finished.as_deref().unwrap_or_default());
     ended?;
@@ -81,7 +81,7 @@ fn receive(
             }
         }
         screen.tick(feed, now)?;
-        let patience = end.patience(now, LOOK).min(screen.patience(now));
+        let patience = end.patience(now, LOOK).min(screen.timetable.patience(now));
         let Some(batch) = feed.read(patience)? else { return Ok(Reason::Stopped) };
         if batch.is_empty() {
             recorder.flush()?;
@@ -162,9 +162,7 @@ struct Screen {
     stats: Stats,
     lines: Intervals,
     redraws: Intervals,
-    interval: Duration,
-    next_line: Instant,
-    next_redraw: Instant,
+    timetable: Timetable,
 }
 
 impl Screen {
@@ -175,18 +173,17 @@ impl Screen {
         };
         let stats = feed.stats();
         let counters = stats.counters();
-        let now = Instant::now();
+        let panel = Panel::new(json.is_none());
+        let timetable = Timetable::new(args.interval, json.is_some(), &panel);
         Ok(Self {
-            panel: Panel::new(json.is_none()),
+            panel,
             json,
             summary_to_stderr: args.out.as_deref().is_some_and(is_stdout),
             legs: feed.legs(),
             stats,
             lines: Intervals::new(counters),
             redraws: Intervals::new(counters),
-            interval: args.interval,
-            next_line: now,
-            next_redraw: now,
+            timetable,
         })
     }
 
@@ -199,8 +196,8 @@ impl Screen {
         Ok(())
     }
 
-    fn report(&self, feed: &Feed, last: bool) -> Report {
-        let mut report = receive_report(&self.stats.snapshot(), &self.legs, &feed.own(), last);
+    fn report(&self, feed: &Feed, snapshot: &StreamSnapshot, last: bool) -> Report {
+        let mut report = receive_report(snapshot, &self.legs, &feed.own(), last);
         if last {
             report.warnings = feed.warnings();
         }
@@ -209,30 +206,19 @@ impl Screen {
 
     /// Shows the figures when it is time.
     fn tick(&mut self, feed: &Feed, now: Instant) -> Result<(), Failure> {
-        if self.json.is_some() && now >= self.next_line {
-            self.next_line = (self.next_line + self.interval).max(now);
-            let mut report = self.report(feed, false);
-            report.interval = Some(self.lines.next(self.stats.counters()));
+        if self.timetable.line_is_due(now) {
+            let snapshot = self.stats.snapshot();
+            let mut report = self.report(feed, &snapshot, false);
+            report.interval = Some(self.lines.next(snapshot.counters));
             self.print(&report)?;
         }
-        if self.panel.visible() && now >= self.next_redraw {
-            self.next_redraw = now + REDRAW;
-            let report = self.report(feed, false);
-            let interval = self.redraws.next(self.stats.counters());
+        if self.timetable.redraw_is_due(now) {
+            let snapshot = self.stats.snapshot();
+            let report = self.report(feed, &snapshot, false);
+            let interval = self.redraws.next(snapshot.counters);
             self.panel.show(&text::receive_lines(&report, &interval));
         }
         Ok(())
-    }
-
-    /// The longest to wait before the next look here.
-    fn patience(&self, now: Instant) -> Duration {
-        let line = self.json.as_ref().map(|_| self.next_line);
-        let redraw = self.panel.visible().then_some(self.next_redraw);
-        line.into_iter()
-            .chain(redraw)
-            .map(|at| at.saturating_duration_since(now))
-            .min()
-            .unwrap_or(LOOK)
     }
 
     fn print(&mut self, report: &Report) -> Result<(), Failure> {

@@ -20,7 +20,7 @@ use rtp_mgr_ring::abi::StreamCounters;
 use crate::cli::TxArgs;
 use crate::error::Failure;
 use crate::figures::transmit_stream;
-use crate::live::{Panel, REDRAW};
+use crate::live::{Panel, Timetable};
 use crate::output::{Engine, SCHEMA, TxReport, TxStream, utc_now, write_line};
 use crate::signals::{LOOK, Stop};
 use crate::stdio::Stdout;
@@ -77,7 +77,9 @@ fn send(
         match sender.round(to)? {
             Round::Ended => return flush(sender, to, screen, stop),
             Round::Went => {}
-            Round::Wait(time) => std::thread::sleep(time.min(LOOK).min(screen.patience(now))),
+            Round::Wait(time) => {
+                std::thread::sleep(time.min(LOOK).min(screen.timetable.patience(now)))
+            }
         }
     }
     Ok(())
@@ -115,9 +117,7 @@ struct Screen {
     stats: Stats,
     engine: Engine,
     known: TxStream,
-    interval: Duration,
-    next_line: Instant,
-    next_redraw: Instant,
+    timetable: Timetable,
     drawn: (Instant, StreamCounters),
     warnings: Vec<String>,
 }
@@ -155,15 +155,14 @@ impl Screen {
             panel.note(&format!("warning: {warning}"));
         }
         let stats = transmitter.stats();
+        let timetable = Timetable::new(args.interval, json.is_some(), &panel);
         let now = Instant::now();
         Ok(Self {
             json,
             panel,
             engine: engine.into(),
             known,
-            interval: args.interval,
-            next_line: now,
-            next_redraw: now,
+            timetable,
             drawn: (now, stats.counters()),
             stats,
             warnings,
@@ -181,13 +180,11 @@ impl Screen {
     }
 
     fn tick(&mut self, sender: &Sender, now: Instant) -> Result<(), Failure> {
-        if self.json.is_some() && now >= self.next_line {
-            self.next_line = (self.next_line + self.interval).max(now);
+        if self.timetable.line_is_due(now) {
             let stream = self.stream(&self.stats.counters(), sender);
             self.print(stream, false)?;
         }
-        if self.panel.visible() && now >= self.next_redraw {
-            self.next_redraw = now + REDRAW;
+        if self.timetable.redraw_is_due(now) {
             self.redraw(sender, now);
         }
         Ok(())
@@ -206,16 +203,6 @@ impl Screen {
             lines.push(format!("    {}", text::bar(done)));
         }
         self.panel.show(&lines);
-    }
-
-    fn patience(&self, now: Instant) -> Duration {
-        let line = self.json.as_ref().map(|_| self.next_line);
-        let redraw = self.panel.visible().then_some(self.next_redraw);
-        line.into_iter()
-            .chain(redraw)
-            .map(|at| at.saturating_duration_since(now))
-            .min()
-            .unwrap_or(LOOK)
     }
 
     fn print(&mut self, stream: TxStream, last: bool) -> Result<(), Failure> {
