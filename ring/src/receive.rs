@@ -2,7 +2,7 @@
 //!
 //! What lives here: the composition of parsing, source table, staging and readers, the path of
 //! packets in arrival order, and the counters. The path of ordered packets is in
-//! [`super::ordered`]. What does not: sockets, clocks, memory; whoever runs the engine brings them.
+//! `ordered`. What does not: sockets, clocks, memory; whoever runs the engine brings them.
 //!
 //! # How an engine uses it
 //!

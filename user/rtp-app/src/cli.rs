@@ -2,6 +2,8 @@
 //!
 //! What lives here: options, their ranges and the long form `--mode rx|tx`. What does not: anything
 //! that needs a file, a socket or another option to be judged (the commands do that).
+// Comments on options are the program's help: `[SOURCE@]` there is no link.
+#![allow(rustdoc::broken_intra_doc_links)]
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};

@@ -72,12 +72,15 @@ impl Failure {
     }
 
     /// An output that could not be written, or an input that could not be read: `argument` names the
-    /// option. A closed standard output ends quietly.
+    /// option, unless it is another one that is at fault. A closed standard output ends quietly.
     pub fn media(argument: &str, error: &crate::media::MediaError) -> Self {
-        if error.is_closed_pipe() {
-            return Self::Closed;
+        use crate::media::MediaError;
+        match error {
+            closed if closed.is_closed_pipe() => Self::Closed,
+            MediaError::PacketTime { .. } => Self::Usage(format!("--ptime {error}")),
+            MediaError::Format { .. } => Self::Usage(format!("--format {error}")),
+            _ => Self::Failed(format!("{argument} {error}")),
         }
-        Self::Failed(format!("{argument} {error}"))
     }
 
     /// The exit status.

@@ -13,6 +13,8 @@
 //! | [`error`] | how a command fails, and its exit status |
 
 #![deny(missing_docs)]
+// The library is the program's own: its documentation is read with private items.
+#![allow(rustdoc::private_intra_doc_links)]
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -36,6 +36,10 @@ const LATE_NS: u64 = 1_000_000_000;
 const LATE_PACKETS: u32 = 3_000;
 /// Sources that are followed before they are valid. Beyond it the ones silent for longest are given up.
 const CANDIDATES_MAX: usize = 65_536;
+/// Packets of a source, and any longer than a usual datagram, that are looked through for joined ones.
+const LOOKED_THROUGH: u64 = 32;
+/// See [`LOOKED_THROUGH`].
+const USUAL_LEN: usize = 1_472;
 /// IEEE 1588 event and general messages: never RTP, whatever they look like.
 const PTP_PORTS: [u16; 2] = [319, 320];
 
@@ -101,6 +105,9 @@ pub struct FoundSource {
     pub cut: Option<CutPacket>,
     /// Frame of its first packet without a time.
     pub untimed: Option<u64>,
+    /// Datagrams that offload made of several packets (of those looked through): only the first packet
+    /// of each counts.
+    pub joined: u64,
 }
 
 /// What a capture holds.
@@ -136,6 +143,7 @@ struct Candidate {
     longest: usize,
     cut: Option<CutPacket>,
     untimed: Option<u64>,
+    joined: u64,
 }
 
 /// Finds RTP in frames given one by one.
@@ -215,14 +223,12 @@ impl Finder {
         }
     }
 
-    /// DTLS records begin with their type, version and a length that fits (RFC 6347 §4.1). The
-    /// ciphertext of DTLS 1.3 (RFC 9147 §4) has no such mark, but comes after records that have.
+    /// DTLS records begin with their type and version (RFC 6347 §4.1). The ciphertext of DTLS 1.3 (RFC
+    /// 9147 §4) has no such mark, but comes after records that have.
     fn dtls_or_other(&mut self, datagram: &Datagram<'_>) -> Kind {
         let ends = (datagram.source, datagram.destination);
         match datagram.payload {
-            [20..=26, 0xFE, 0xFC..=0xFF, _, _, _, _, _, _, _, _, l0, l1, ..]
-                if 13 + usize::from(u16::from_be_bytes([*l0, *l1])) <= datagram.payload_len =>
-            {
+            [20..=26, 0xFE, 0xFC..=0xFF, ..] => {
                 self.dtls.insert(ends);
                 Kind::Dtls
             }
@@ -299,6 +305,7 @@ impl Candidate {
             longest: 0,
             cut: None,
             untimed: None,
+            joined: 0,
         }
     }
 
@@ -323,6 +330,8 @@ impl Candidate {
         if datagram.time_ns.is_none() && self.untimed.is_none() {
             self.untimed = Some(datagram.frame);
         }
+        let look = self.packets <= LOOKED_THROUGH || datagram.payload_len > USUAL_LEN;
+        self.joined += u64::from(look && is_joined(datagram.payload, fixed));
         let Some(payload_len) = payload_len(datagram, fixed) else {
             self.invalid += 1;
             return;
@@ -371,8 +380,21 @@ impl Candidate {
             longest: self.longest,
             cut: self.cut,
             untimed: self.untimed,
+            joined: self.joined,
         }
     }
+}
+
+/// Whether the packet after `fixed` follows it in the same datagram.
+fn is_joined(payload: &[u8], fixed: &header::FixedHeader) -> bool {
+    let rest = payload.get(header::FIXED_LEN..).unwrap_or_default();
+    rest.windows(header::FIXED_LEN).any(|bytes| {
+        header::parse_fixed(bytes, bytes.len()).is_ok_and(|next| {
+            next.ssrc == fixed.ssrc
+                && next.sequence == fixed.sequence.wrapping_add(1)
+                && next.payload_type == fixed.payload_type
+        })
+    })
 }
 
 /// Bytes of RTP payload. Where the header itself is cut, its extension and padding count as payload.

@@ -2,11 +2,11 @@
 //!
 //! | module | what lives there |
 //! |---|---|
-//! | [`file`] | pcap and pcapng files: frames with their time and link type |
+//! | [`mod@file`] | pcap and pcapng files: frames with their time and link type |
 //! | [`link`] | from a frame of any supported link type to its UDP datagram |
 //! | [`find`] | which datagrams are RTP, and the figures of their sources |
 //! | [`replay`] | the RTP of a capture as a media source (`tx --input`) |
-//! | [`write`] | captures of received packets (`rx --pcap`) |
+//! | [`mod@write`] | captures of received packets (`rx --pcap`) |
 //!
 //! Times are nanoseconds of UTC since 1970.
 

@@ -208,6 +208,13 @@ fn remarks(found: &Findings) -> Vec<String> {
         let count = found.sources.len();
         remarks.push(format!("{count} RTP sources are sent as one, each with its own SSRC"));
     }
+    let joined: u64 = found.sources.iter().map(|source| source.joined).sum();
+    if joined > 0 {
+        remarks.push(format!(
+            "{joined} datagrams hold several RTP packets each, joined by segmentation or receive offload: \
+             they are sent as they are"
+        ));
+    }
     if found.fragments > 0 {
         remarks.push(format!("{} UDP fragments are not sent", found.fragments));
     }

@@ -51,7 +51,13 @@ pub fn run(args: &InspectArgs, stop: &Stop) -> Result<(), Failure> {
 fn report(found: &Findings) -> Report {
     let streams = found.sources.iter().zip(1..).map(|(source, id)| stream(source, id)).collect();
     let mut report = Report::now(Engine::User, true, streams, found.not_rtp);
+    let joined = found.sources.iter().map(|source| source.joined).sum();
     let notes = [
+        (
+            joined,
+            "datagrams hold several RTP packets each, joined by segmentation or receive offload: \
+                  only the first of each counts; turn the offload off where you capture",
+        ),
         (found.fragments, "UDP fragments are not put together: counted as not RTP (other)"),
         (
             found.broken_udp,

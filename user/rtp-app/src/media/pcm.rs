@@ -51,10 +51,12 @@ fn nominal_samples(rate: u32, time: Duration) -> u64 {
     ((samples_e9 + 500_000_000) / 1_000_000_000) as u64
 }
 
-/// Milliseconds as SDP writes them: `1`, `1.09` (48 samples at 44.1 kHz), `0.33` (16 at 48 kHz), `0.125` (6).
+/// Milliseconds as SDP writes them: `1`, `1.09` (48 samples at 44.1 kHz), `0.33` (16 at 48 kHz), `0.125` (6);
+/// never 0 for a sample of any rate.
 pub(super) fn packet_time_text(time: Duration) -> String {
     let ns = time.as_nanos();
-    let unit = if ns.is_multiple_of(125_000) { 1_000 } else { 10_000 };
+    let two_decimals = ns >= 10_000 && !ns.is_multiple_of(125_000);
+    let unit = if two_decimals { 10_000 } else { 1_000 };
     let us = (ns + unit / 2) / unit * unit / 1_000;
     let text = format!("{}.{:03}", us / 1_000, us % 1_000);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()

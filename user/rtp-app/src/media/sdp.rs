@@ -167,6 +167,8 @@ impl Description {
 
     /// Reads a description; the error says what is wrong in it.
     fn parse(text: &[u8]) -> Result<Self, String> {
+        // FFmpeg prints this line above the description when it sends.
+        let text = text.strip_prefix(b"SDP:\n").unwrap_or(text);
         let session = Session::parse(text)
             .map_err(|error| format!("not a session description (SDP): {error}"))?;
         let media = streams(&session)?;
@@ -442,6 +444,7 @@ mod tests {
             ("L24/48000/2", 12, "0.25"),
             ("L24/48000/2", 16, "0.33"),
             ("L24/48000/1", 192, "4"),
+            ("L24/384000/255", 1, "0.003"),
         ] {
             let info = info(format, Some(samples));
             let description = Description::of("x", legs(&["127.0.0.1:5004"]), 97, &info).unwrap();
@@ -512,6 +515,16 @@ mod tests {
         assert_eq!(description.source, Some([192, 0, 2, 1].into()));
         assert_eq!(description.format.unwrap().to_string(), "L16/44100/2");
         assert_eq!(parse(&description.to_text(None, 1)).unwrap().source, description.source);
+    }
+
+    #[test]
+    fn what_ffmpeg_prints_is_read_with_its_heading() {
+        let text = "SDP:\nv=0\no=- 0 0 IN IP4 127.0.0.1\ns=No Name\nc=IN IP4 127.0.0.1\nt=0 0\n\
+            a=tool:libavformat LIBAVFORMAT_VERSION\nm=audio 6020 RTP/AVP 97\nb=AS:2304\n\
+            a=rtpmap:97 L24/48000/2\n\n";
+        let description = parse(text).unwrap();
+        assert_eq!(description.legs, legs(&["127.0.0.1:6020"]));
+        assert_eq!(description.format.unwrap().to_string(), "L24/48000/2");
     }
 
     #[test]

@@ -129,7 +129,7 @@ impl<'a> Settings<'a> {
         let Some(name) = &self.args.attach else {
             let receiver = self.builder().open().map_err(Failure::library)?;
             let legs = self.legs.iter().map(ToString::to_string).collect();
-            return Ok(Feed::Own { receiver, legs });
+            return Ok(Feed::Own { receiver: Box::new(receiver), legs });
         };
         let mode = if self.args.reliable { Mode::Reliable } else { Mode::Lossy };
         Attached::open(name, mode).map(Feed::Attached).map_err(Failure::library)
@@ -201,7 +201,7 @@ pub enum Feed {
     /// Received here.
     Own {
         /// The stream.
-        receiver: Receiver,
+        receiver: Box<Receiver>,
         /// Its legs, as they were given.
         legs: Vec<String>,
     },
