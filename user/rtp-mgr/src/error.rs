@@ -125,7 +125,7 @@ pub enum Error {
     #[error("the engine of this stream has ended")]
     EngineGone,
     /// A packet does not fit its slot.
-    #[error("packet length {len}: accepted: 1 to {max} bytes (slot_stride)")]
+    #[error("packet length {len}: accepted: 12 to {max} bytes (slot_stride)")]
     PacketLength {
         /// Bytes of the packet.
         len: usize,

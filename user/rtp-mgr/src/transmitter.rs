@@ -3,16 +3,28 @@
 //! What lives here: the builder, the writer's handle and the slots it fills. What does not: settings
 //! and their ranges ([`crate::config`]), the engine.
 
-use std::marker::PhantomData;
+use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rtp_mgr_ring::abi::{Descriptor, SOURCE_NONE, flag, status};
+use rtp_mgr_ring::atomic::fence_full;
+use rtp_mgr_ring::header::{self, FIXED_LEN};
+use rtp_mgr_ring::transmit::commit;
 
 use crate::config::{Engine, EngineKind, PacketRate, TransmitConfig};
 use crate::context::Context;
+use crate::engine::choose;
+use crate::engine::transmit_task::TransmitTask;
+use crate::engine::worker::drain;
 use crate::error::{Error, Warning};
 use crate::leg::Leg;
-use crate::stats::{Stats, StreamId, StreamSnapshot};
+use crate::net::DATAGRAM_MAX;
+use crate::poll::wait_readable;
+use crate::shm::Room;
+use crate::stats::{State, Stats, StreamId, StreamSnapshot};
 
 /// Collects the settings of a transmit stream.
 #[derive(Clone, Debug, Default)]
@@ -162,9 +174,46 @@ impl TransmitterBuilder {
     /// the kernel engine asked for and not there.
     pub fn open(self) -> Result<Transmitter, Error> {
         self.config.check()?;
-        let _ = self.context;
-        Err(Error::NotInThisBuild("the transmit engine"))
+        let (engine, reason) = choose(self.config.engine)?;
+        let config = self.config;
+        let opened = TransmitTask::open(&config, config.cname.clone().unwrap_or_else(cname))?;
+        let context = match self.context {
+            Some(context) => context,
+            None => Context::own()?,
+        };
+        opened.task.start(&context)?;
+        let region = opened.task.region().clone();
+        Ok(Transmitter {
+            stats: Stats::new(region.clone()),
+            room: Room::new(region),
+            head: config.start,
+            fills: Vec::new(),
+            rtp: RtpState {
+                ssrc: config.ssrc.unwrap_or_else(|| random() as u32),
+                payload_type: config.payload_type,
+                next_sequence: config.first_sequence.unwrap_or_else(|| random() as u16),
+            },
+            local: opened.local,
+            engine,
+            reason,
+            task: opened.task,
+            _context: context,
+        })
     }
+}
+
+/// The canonical name of this user on this host.
+fn cname() -> String {
+    let user =
+        std::env::var("USER").unwrap_or_else(|_| rustix::process::geteuid().as_raw().to_string());
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    // Both are far from 255 bytes, unless somebody made them so.
+    format!("{user}@{host}").chars().take(60).collect()
+}
+
+/// A random number. Nothing secret depends on it (RFC 3550 section 8.1: SSRCs are to differ).
+fn random() -> u64 {
+    std::hash::RandomState::new().build_hasher().finish()
 }
 
 /// A transmit stream and its writer.
@@ -173,7 +222,35 @@ impl TransmitterBuilder {
 #[derive(Debug)]
 pub struct Transmitter {
     stats: Stats,
-    wake: OwnedFd,
+    room: Room,
+    /// Next position to commit.
+    head: u64,
+    /// What is known of the slots that are lent.
+    fills: Vec<Fill>,
+    rtp: RtpState,
+    local: Vec<SocketAddr>,
+    engine: EngineKind,
+    reason: String,
+    task: Arc<TransmitTask>,
+    /// Keeps the engine's threads.
+    _context: Context,
+}
+
+/// What [`Slot::rtp`] writes.
+#[derive(Debug)]
+struct RtpState {
+    ssrc: u32,
+    payload_type: u8,
+    next_sequence: u16,
+}
+
+/// What is in a lent slot.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fill {
+    len: usize,
+    launch_ns: Option<u64>,
+    /// The header is one of [`Slot::rtp`].
+    ours: bool,
 }
 
 impl Transmitter {
@@ -188,8 +265,64 @@ impl Transmitter {
     /// # Errors
     /// The engine has ended.
     pub fn reserve(&mut self, n: usize, timeout: Duration) -> Result<Slots<'_>, Error> {
-        let _ = (n, timeout);
-        Err(Error::NotInThisBuild("reserve"))
+        let until = Instant::now().checked_add(timeout);
+        let mut free = self.free();
+        while free == 0 && n > 0 {
+            // A position is free when tail has passed the one that has its place now.
+            let freed = self.head.wrapping_sub(self.slot_count().into()).wrapping_add(1);
+            if !self.wait_for_tail(freed, until)? {
+                break;
+            }
+            free = self.free();
+        }
+        let count = n.min(free);
+        self.fills.clear();
+        self.fills.resize(count, Fill::default());
+        let stride = self.slot_stride() as usize;
+        let (first, second) = self.room.slots(self.head, count);
+        Ok(Slots {
+            first,
+            second,
+            stride,
+            fills: &mut self.fills,
+            rtp: &mut self.rtp,
+            head: &mut self.head,
+            task: &self.task,
+        })
+    }
+
+    /// Free positions.
+    fn free(&self) -> usize {
+        let used = self.head.wrapping_sub(self.tail()).min(self.slot_count().into());
+        self.slot_count() as usize - used as usize
+    }
+
+    /// Next position that the engine releases.
+    fn tail(&self) -> u64 {
+        self.task.region().status_word(status::TAIL).load_acquire()
+    }
+
+    /// Waits until the engine has released everything before `position`. `false`: the time ran out.
+    fn wait_for_tail(&self, position: u64, until: Option<Instant>) -> Result<bool, Error> {
+        let reached = || self.tail().wrapping_sub(position) as i64 >= 0;
+        loop {
+            if reached() {
+                return Ok(true);
+            }
+            if self.stats.state() == State::Stopped {
+                return Err(Error::EngineGone);
+            }
+            drain(self.task.event());
+            self.task.control().view().wake_at.store(position);
+            // See `TransmitStream::publish`.
+            fence_full();
+            if reached() || self.stats.state() == State::Stopped {
+                continue;
+            }
+            if !wait_readable(self.task.event(), until) {
+                return Ok(reached());
+            }
+        }
     }
 
     /// Waits up to `timeout` until everything committed was sent or given up. Returns whether it
@@ -198,8 +331,7 @@ impl Transmitter {
     /// # Errors
     /// The engine has ended.
     pub fn flush(&mut self, timeout: Duration) -> Result<bool, Error> {
-        let _ = timeout;
-        Err(Error::NotInThisBuild("flush"))
+        self.wait_for_tail(self.head, Instant::now().checked_add(timeout))
     }
 
     /// Ends the stream: waits up to `timeout` until everything is sent, gives up the rest, sends RTCP
@@ -207,9 +339,10 @@ impl Transmitter {
     ///
     /// # Errors
     /// The engine has ended.
-    pub fn close(self, timeout: Duration) -> Result<StreamSnapshot, Error> {
-        let _ = timeout;
-        Err(Error::NotInThisBuild("close"))
+    pub fn close(mut self, timeout: Duration) -> Result<StreamSnapshot, Error> {
+        self.flush(timeout)?;
+        self.task.stop();
+        if self.task.has_failed() { Err(Error::EngineGone) } else { Ok(self.stats.snapshot()) }
     }
 
     /// The stream's figures, to be looked at from any thread.
@@ -219,33 +352,32 @@ impl Transmitter {
 
     /// Address and port that a leg (0 or 1) sends from.
     pub fn local_addr(&self, leg: usize) -> Option<SocketAddr> {
-        let _ = leg;
-        None
+        self.local.get(leg).copied()
     }
 
     /// SSRC of the packets that [`Slot::rtp`] begins.
     pub fn ssrc(&self) -> u32 {
-        0
+        self.rtp.ssrc
     }
 
     /// Sequence number that the next packet begun with [`Slot::rtp`] will have.
     pub fn next_sequence(&self) -> u16 {
-        0
+        self.rtp.next_sequence
     }
 
-    /// What limits the stream without stopping it.
+    /// What limits the stream without stopping it; may grow while it runs.
     pub fn warnings(&self) -> Vec<Warning> {
-        Vec::new()
+        self.task.warnings()
     }
 
     /// Who runs the ring.
     pub fn engine(&self) -> EngineKind {
-        EngineKind::User
+        self.engine
     }
 
     /// Why that engine.
     pub fn engine_reason(&self) -> &str {
-        ""
+        &self.reason
     }
 
     /// The stream's number.
@@ -255,59 +387,148 @@ impl Transmitter {
 
     /// Positions of the ring.
     pub fn slot_count(&self) -> u32 {
-        0
+        self.task.region().layout().header().slot_count
     }
 
     /// Bytes of a slot: the longest packet.
     pub fn slot_stride(&self) -> u32 {
-        0
+        self.task.region().layout().header().slot_stride
+    }
+}
+
+impl Drop for Transmitter {
+    fn drop(&mut self) {
+        self.task.stop();
     }
 }
 
 impl AsFd for Transmitter {
     /// Readable when slots have become free since [`reserve`](Transmitter::reserve) found none.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+        self.task.event()
     }
 }
 
 /// Free slots, lent to be filled.
 #[derive(Debug)]
 pub struct Slots<'a> {
-    _transmitter: PhantomData<&'a mut Transmitter>,
+    /// The slots up to the end of the ring, and from its beginning.
+    first: &'a mut [u8],
+    second: &'a mut [u8],
+    stride: usize,
+    fills: &'a mut [Fill],
+    rtp: &'a mut RtpState,
+    head: &'a mut u64,
+    task: &'a TransmitTask,
 }
 
 impl Slots<'_> {
     /// Number of slots; 0: the time ran out.
     pub fn len(&self) -> usize {
-        0
+        self.fills.len()
     }
 
     /// Whether the time ran out.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.fills.is_empty()
     }
 
     /// One of them.
     pub fn get(&mut self, index: usize) -> Option<Slot<'_>> {
-        let _ = index;
-        None
+        let fill = self.fills.get_mut(index)?;
+        let start = index * self.stride;
+        let bytes = match start.checked_sub(self.first.len()) {
+            None => &mut self.first[start..start + self.stride],
+            Some(start) => &mut self.second[start..start + self.stride],
+        };
+        Some(Slot { bytes, fill, ssrc: self.rtp.ssrc, payload_type: self.rtp.payload_type })
+    }
+
+    /// All of them, in order.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = Slot<'_>> {
+        let (ssrc, payload_type) = (self.rtp.ssrc, self.rtp.payload_type);
+        let first = self.first.chunks_exact_mut(self.stride);
+        let chunks = first.chain(self.second.chunks_exact_mut(self.stride));
+        chunks.zip(&mut *self.fills).map(move |(bytes, fill)| Slot {
+            bytes,
+            fill,
+            ssrc,
+            payload_type,
+        })
     }
 
     /// Gives the first `n` to the engine. The others stay free, as all do when this is dropped.
     ///
     /// # Errors
     /// One of them has no packet, or `n` is more than there are; nothing is committed then.
-    pub fn commit(self, n: usize) -> Result<(), Error> {
-        let _ = n;
-        Err(Error::NotInThisBuild("commit"))
+    pub fn commit(mut self, n: usize) -> Result<(), Error> {
+        if n > self.len() {
+            let accepted = format!("accepted: up to the {} that were lent", self.len());
+            return Err(Error::argument("commit", n, accepted));
+        }
+        if let Some(empty) = self.fills[..n].iter().position(|fill| fill.len == 0) {
+            let accepted = "every slot needs a packet (set_len or set_payload_len)";
+            return Err(Error::argument("commit", format_args!("{n}: slot {empty}"), accepted));
+        }
+        let region = self.task.region().clone();
+        let ring = region.ring();
+        let mask = region.layout().slot_count() as u64 - 1;
+        for index in 0..n {
+            let position = self.head.wrapping_add(index as u64);
+            let descriptor = self.describe(index, (position & mask) as u32);
+            ring.store(position, &descriptor);
+        }
+        *self.head = self.head.wrapping_add(n as u64);
+        let need_kick = region.status_word(status::NEED_KICK);
+        if commit(self.task.control().view().position, need_kick, *self.head) {
+            self.task.kick();
+        }
+        Ok(())
+    }
+
+    /// The descriptor of a filled slot; a packet of ours gets its sequence number.
+    fn describe(&mut self, index: usize, at: u32) -> Descriptor {
+        let fill = self.fills[index];
+        let sequence = self.rtp.next_sequence;
+        let Some(slot) = self.get(index) else { return Descriptor::default() };
+        if fill.ours {
+            slot.bytes[SEQUENCE].copy_from_slice(&sequence.to_be_bytes());
+        }
+        let mut descriptor = Descriptor {
+            slot: at,
+            len: fill.len as u32,
+            time_ns: fill.launch_ns.unwrap_or(0),
+            flags: if fill.launch_ns.is_some() { flag::LAUNCH_TIME } else { 0 },
+            source: SOURCE_NONE,
+            ..Descriptor::default()
+        };
+        // What is no RTP is sent as it is.
+        if let Ok(header) = header::parse(&slot.bytes[..fill.len]) {
+            descriptor.sequence = header.sequence.into();
+            descriptor.rtp_timestamp = header.timestamp;
+            descriptor.ssrc = header.ssrc;
+            descriptor.payload_type = header.payload_type;
+            descriptor.payload_offset = header.payload_offset as u16;
+            descriptor.payload_len = header.payload_len as u32;
+            descriptor.flags |= if header.marker { flag::MARKER } else { 0 };
+        }
+        if fill.ours {
+            self.rtp.next_sequence = sequence.wrapping_add(1);
+        }
+        descriptor
     }
 }
+
+/// Where the sequence number stands in an RTP header (RFC 3550 section 5.1).
+const SEQUENCE: std::ops::Range<usize> = 2..4;
 
 /// A slot to fill.
 #[derive(Debug)]
 pub struct Slot<'s> {
     bytes: &'s mut [u8],
+    fill: &'s mut Fill,
+    ssrc: u32,
+    payload_type: u8,
 }
 
 impl Slot<'_> {
@@ -319,29 +540,39 @@ impl Slot<'_> {
     /// The packet is the first `len` bytes of the slot.
     ///
     /// # Errors
-    /// `len` is 0, or more than a slot or a datagram holds.
+    /// `len` is less than an RTP header's 12, or more than a slot or a datagram holds.
     pub fn set_len(&mut self, len: usize) -> Result<(), Error> {
-        Err(Error::PacketLength { len, max: self.bytes.len() })
+        let max = self.bytes.len().min(DATAGRAM_MAX);
+        if !(FIXED_LEN..=max).contains(&len) {
+            return Err(Error::PacketLength { len, max });
+        }
+        self.fill.len = len;
+        self.fill.ours = false;
+        Ok(())
     }
 
     /// Begins an RTP packet: a header with the stream's SSRC, payload type and next sequence
-    /// number. Returns the room for the payload. [`set_payload_len`](Self::set_payload_len) follows.
+    /// number (which is written by `commit`). Returns the room for the payload.
+    /// [`set_payload_len`](Self::set_payload_len) follows.
     pub fn rtp(&mut self, marker: bool, timestamp: u32) -> &mut [u8] {
-        let _ = (marker, timestamp);
-        self.bytes
+        let built = header::build(self.bytes, marker, self.payload_type, 0, timestamp, self.ssrc);
+        debug_assert_eq!(built, Some(FIXED_LEN), "a slot has at least 64 bytes");
+        &mut self.bytes[FIXED_LEN..]
     }
 
     /// The payload is the first `len` bytes of the room that [`rtp`](Self::rtp) gave.
     ///
     /// # Errors
-    /// `len` is more than there is room for.
+    /// `len` is more than there is room for in the slot or in a datagram.
     pub fn set_payload_len(&mut self, len: usize) -> Result<(), Error> {
-        Err(Error::PacketLength { len, max: self.bytes.len() })
+        self.set_len(len.saturating_add(FIXED_LEN))?;
+        self.fill.ours = true;
+        Ok(())
     }
 
     /// Sends the packet no earlier than this, nanoseconds of CLOCK_TAI ([`crate::clock::tai_ns`]).
     /// Packets leave in the order of their slots; a stream with a rate ignores it.
     pub fn launch_at(&mut self, tai_ns: u64) {
-        let _ = tai_ns;
+        self.fill.launch_ns = Some(tai_ns);
     }
 }

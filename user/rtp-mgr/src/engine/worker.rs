@@ -212,7 +212,6 @@ impl Registration {
     }
 
     /// Changes what is waited for.
-    #[allow(dead_code)] // Transmit comes next.
     pub(crate) fn change(&self, file: impl AsFd, tag: u16, flags: EventFlags) -> Result<(), Error> {
         epoll::modify(&self.shared.epoll, file, EventData::new_u64(self.key.event(tag)), flags)
             .map_err(Error::os("wait for a file descriptor"))

@@ -40,6 +40,10 @@ pub enum SendError {
 pub struct Sent {
     /// Packets that the kernel took.
     pub packets: usize,
+    /// Of these, packets that went together with others in one message.
+    pub coalesced: usize,
+    /// System calls.
+    pub calls: usize,
     /// ICMP errors that earlier packets had caused and this call met, such as "port unreachable".
     pub icmp_errors: usize,
     /// Why there are packets left; `None` when all were taken.
@@ -174,13 +178,16 @@ impl SendBatch {
     /// Sends the pending packets over a connected socket, without waiting.
     pub fn send(&mut self, socket: impl AsFd) -> Sent {
         self.prepare();
-        let mut sent = Sent { packets: 0, icmp_errors: 0, stop: None };
+        let mut sent = Sent { packets: 0, coalesced: 0, calls: 0, icmp_errors: 0, stop: None };
         let mut again = true;
         while self.done < self.messages.len() {
+            sent.calls += 1;
             match self.send_some(socket.as_fd()) {
                 Ok(messages) => {
                     let now = &self.messages[self.done..self.done + messages];
-                    sent.packets += now.iter().map(|message| message.packets).sum::<usize>();
+                    let packets = now.iter().map(|message| message.packets);
+                    sent.packets += packets.clone().sum::<usize>();
+                    sent.coalesced += packets.filter(|packets| *packets > 1).sum::<usize>();
                     self.done += messages;
                     again = true;
                 }

@@ -1,0 +1,536 @@
+//! The transmit side of the embedded engine: from the ring into sockets.
+//!
+//! What lives here: one stream's loop body. [`TransmitStream`] takes what the writer committed, sends
+//! what is due straight from the slots to every leg, releases what has left, and says when it wants
+//! to be called again. What does not: threads and waiting ([`super::transmit_task`]), what is believed
+//! of the writer ([`rtp_mgr_ring::transmit`]), when packets are due ([`rtp_mgr_ring::pace`]).
+//!
+//! A batch is sent to every leg before the next one begins: a packet counts as sent when at least
+//! one leg took it. Sending copies, so that a slot is free as soon as its packet was taken.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rtp_mgr_ring::abi::{LegFigures, StreamCounters, status};
+use rtp_mgr_ring::atomic::fence_full;
+use rtp_mgr_ring::header;
+use rtp_mgr_ring::pace::Pacer;
+use rtp_mgr_ring::transmit::{Job, Progress, TransmitCore, awake, prepare_sleep};
+
+use super::worker::{NEVER, signal};
+use crate::clock::{self, Clock};
+use crate::error::Warning;
+use crate::net::{SendBatch, SendError, Sent, SlotMemory};
+use crate::rtcp::{self, NtpTime, SenderReport};
+use crate::shm::{ControlPage, Region};
+use crate::socket::TransmitSocket;
+use crate::stats::State;
+
+/// Packets of a batch.
+const BATCH_MAX: usize = 256;
+/// Batches before other streams get their turn.
+const ROUNDS_MAX: usize = 8;
+/// A packet that leaves later than this after it was due is late.
+const LATE_NS: u64 = 1_000_000;
+/// How long a leg may take no packets while another one does.
+const LEG_STALL_NS: u64 = 100_000_000;
+/// How long the only leg may take no packets.
+const STALL_NS: u64 = 1_000_000_000;
+/// A leg that takes no packets is tried again after this, whatever it says of itself.
+const RETRY_NS: u64 = 10_000_000;
+/// How often the clocks are looked at.
+const HOUSEKEEPING_NS: u64 = 500_000_000;
+/// Time between sender reports (RFC 3550 section 6.2).
+const REPORT_NS: u64 = 5_000_000_000;
+
+/// What a [`TransmitStream`] is made of.
+pub(crate) struct Parts {
+    pub region: Arc<Region>,
+    /// The slots, once per leg.
+    pub slots: Vec<SlotMemory>,
+    pub legs: Vec<LegSockets>,
+    pub start: u64,
+    pub pacer: Option<Pacer>,
+    pub gso: bool,
+    /// The writer's control page.
+    pub control: Arc<ControlPage>,
+    /// Tells the writer that positions are free.
+    pub event: Arc<OwnedFd>,
+    /// RTCP: clock rate in Hz, when known, and canonical name.
+    pub report: Option<(Option<u32>, String)>,
+}
+
+/// The sockets of a leg.
+pub(crate) struct LegSockets {
+    pub rtp: TransmitSocket,
+    /// To the port above.
+    pub rtcp: Option<TransmitSocket>,
+}
+
+struct Leg {
+    sockets: LegSockets,
+    batch: SendBatch,
+    /// Jobs of the present batch that this leg is done with.
+    done: usize,
+    blocked_since: Option<u64>,
+    figures: LegFigures,
+}
+
+/// A packet of the present batch.
+#[derive(Clone, Copy)]
+struct InFlight {
+    job: Job,
+    /// A leg took it.
+    taken: bool,
+    errno: u32,
+}
+
+/// What the sender reports are made of.
+struct Reports {
+    clock_rate: Option<u32>,
+    cname: String,
+    /// The sender of the latest packet, with its counts.
+    sender: Option<SenderReport>,
+    /// RTP timestamp of the latest packet, and when it was sent (CLOCK_MONOTONIC).
+    latest: (u32, u64),
+    next_ns: u64,
+}
+
+/// A transmit stream of the embedded engine.
+pub(crate) struct TransmitStream {
+    region: Arc<Region>,
+    core: TransmitCore<Box<[Progress]>>,
+    control: Arc<ControlPage>,
+    event: Arc<OwnedFd>,
+    legs: Vec<Leg>,
+    /// For looking at what was sent.
+    slots: SlotMemory,
+    pacer: Option<Pacer>,
+    batch: Vec<InFlight>,
+    reports: Option<Reports>,
+    clock: Clock,
+    housekeeping_ns: u64,
+    /// The position that the writer was last woken for.
+    woken_at: Option<u64>,
+    warnings: Vec<Warning>,
+}
+
+/// When to go on.
+enum Next {
+    /// At once: there is more to do.
+    Now,
+    /// At this time.
+    At(u64),
+    /// When the writer kicks.
+    Kick,
+}
+
+impl TransmitStream {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let slot_count = parts.region.layout().slot_count();
+        let stride = parts.region.layout().header().slot_stride;
+        let mut slots = parts.slots;
+        let own = slots.pop().expect("one more than legs");
+        let legs = parts.legs.into_iter().zip(slots).map(|(sockets, slots)| Leg {
+            figures: LegFigures {
+                socket_buffer: sockets.rtp.buffer().granted as u64,
+                ..LegFigures::default()
+            },
+            sockets,
+            batch: SendBatch::new(slots, BATCH_MAX, parts.gso),
+            done: 0,
+            blocked_since: None,
+        });
+        let now = clock::monotonic_ns();
+        let mut stream = Self {
+            core: TransmitCore::new(
+                vec![Progress::Waiting; slot_count].into(),
+                stride,
+                parts.start,
+            ),
+            region: parts.region,
+            control: parts.control,
+            event: parts.event,
+            legs: legs.collect(),
+            slots: own,
+            pacer: parts.pacer,
+            batch: Vec::with_capacity(BATCH_MAX),
+            reports: parts.report.map(|(clock_rate, cname)| Reports {
+                clock_rate,
+                cname,
+                sender: None,
+                latest: (0, 0),
+                next_ns: 0,
+            }),
+            clock: Clock::new(),
+            housekeeping_ns: now,
+            woken_at: None,
+            warnings: Vec::new(),
+        };
+        stream.tell_clock();
+        stream.publish(now);
+        stream
+    }
+
+    /// Number of legs.
+    pub(crate) fn legs(&self) -> usize {
+        self.legs.len()
+    }
+
+    /// The socket of `leg`, to wait on.
+    pub(crate) fn fd(&self, leg: usize) -> Option<BorrowedFd<'_>> {
+        self.legs.get(leg).map(|leg| leg.sockets.rtp.as_fd())
+    }
+
+    /// Whether `leg` takes no packets at present.
+    pub(crate) fn is_blocked(&self, leg: usize) -> bool {
+        self.legs.get(leg).is_some_and(|leg| leg.blocked_since.is_some())
+    }
+
+    /// What limits the stream, found out while it runs.
+    pub(crate) fn take_warnings(&mut self) -> Vec<Warning> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    /// Sends what is due. Returns when it wants to be called again, CLOCK_MONOTONIC in nanoseconds.
+    pub(crate) fn run(&mut self) -> u64 {
+        let region = self.region.clone();
+        let need_kick = region.status_word(status::NEED_KICK);
+        awake(need_kick);
+        let mut next = Next::Now;
+        for _ in 0..ROUNDS_MAX {
+            next = self.round();
+            match next {
+                Next::Now => {}
+                Next::At(_) => break,
+                Next::Kick => {
+                    let head = &self.control.clone();
+                    if prepare_sleep(need_kick, head.view().position, self.core.head()) {
+                        break;
+                    }
+                    awake(need_kick);
+                    next = Next::Now;
+                }
+            }
+        }
+        let now = clock::monotonic_ns();
+        self.housekeep(now);
+        let reports = self.reports.as_ref().map_or(NEVER, |reports| reports.due());
+        let housekeeping = self.housekeeping_ns.saturating_add(HOUSEKEEPING_NS);
+        match next {
+            Next::Now => now,
+            Next::At(at) => at.min(reports).min(housekeeping),
+            Next::Kick => reports.min(housekeeping),
+        }
+    }
+
+    /// Takes the next batch, if there is none, and sends what the legs take of it.
+    fn round(&mut self) -> Next {
+        let now = clock::monotonic_ns();
+        self.core.observe_head(self.control.view().position.load_acquire());
+        if self.batch.is_empty() {
+            let next = self.take_batch(now);
+            if self.batch.is_empty() {
+                self.publish(now);
+                return next;
+            }
+        }
+        for leg in 0..self.legs.len() {
+            self.send(leg, now);
+        }
+        self.give_up_stalled(now);
+        if self.legs.iter().all(|leg| leg.done == self.batch.len()) {
+            self.finish_batch(now);
+            return Next::Now;
+        }
+        self.publish(now);
+        Next::At(now.saturating_add(RETRY_NS))
+    }
+
+    /// Hands out what is due now.
+    fn take_batch(&mut self, now_ns: u64) -> Next {
+        let view = self.region.ring();
+        let ready = self.core.ready();
+        if ready == 0 {
+            return Next::Kick;
+        }
+        let ready = ready.min(BATCH_MAX as u64);
+        let (due, late, mut next) = match &mut self.pacer {
+            None => (ready, 0, Next::Now),
+            Some(pacer) => {
+                let late = late(pacer, now_ns, ready);
+                let due = pacer.due(now_ns, ready);
+                (due.packets, late, Next::At(due.next_ns))
+            }
+        };
+        let mut late = late;
+        while (self.batch.len() as u64) < due {
+            let Some(job) = self.core.peek(&view) else { break };
+            if let Some(launch_ns) = job.launch_ns.filter(|_| self.pacer.is_none()) {
+                let launch_ns = self.clock.monotonic_from_tai(launch_ns);
+                if launch_ns > now_ns {
+                    next = Next::At(launch_ns);
+                    break;
+                }
+                late += u64::from(now_ns - launch_ns > LATE_NS);
+            }
+            self.core.take(&job);
+            self.batch.push(InFlight { job, taken: false, errno: 0 });
+            for leg in &mut self.legs {
+                leg.batch.add(job.slot, job.len as usize);
+            }
+        }
+        if let Some(pacer) = &mut self.pacer {
+            pacer.sent(self.batch.len() as u64);
+            late = late.min(self.batch.len() as u64);
+        }
+        self.core.counters_mut().sent_late += late;
+        next
+    }
+
+    /// Sends to one leg what it takes of the batch.
+    fn send(&mut self, at: usize, now_ns: u64) {
+        let Some(leg) = self.legs.get_mut(at) else { return };
+        while leg.done < self.batch.len() {
+            let sent = leg.batch.send(&leg.sockets.rtp);
+            let counters = self.core.counters_mut();
+            counters.socket_calls += sent.calls as u64;
+            counters.coalesced += sent.coalesced as u64;
+            count_icmp(&sent, leg, counters);
+            for packet in &mut self.batch[leg.done..leg.done + sent.packets] {
+                packet.taken = true;
+                leg.figures.received += 1;
+                leg.figures.bytes += u64::from(packet.job.len);
+                leg.figures.last_ns = now_ns;
+            }
+            leg.done += sent.packets;
+            if sent.packets > 0 {
+                leg.blocked_since = None;
+            }
+            match sent.stop {
+                None => break,
+                Some(SendError::WouldBlock) => {
+                    leg.blocked_since.get_or_insert(now_ns);
+                    break;
+                }
+                Some(refused @ SendError::OffloadRefused(_)) => {
+                    let peer = leg.sockets.rtp.peer_addr();
+                    self.warnings.push(Warning::new(format!("leg {peer}: {refused}")));
+                    leg.batch.split();
+                }
+                Some(error) => {
+                    let skipped = leg.batch.skip();
+                    leg.give_up(&mut self.batch, skipped, errno(&error));
+                }
+            }
+        }
+    }
+
+    /// Ends the waiting for legs that take nothing for too long.
+    fn give_up_stalled(&mut self, now_ns: u64) {
+        let limit = if self.legs.len() > 1 { LEG_STALL_NS } else { STALL_NS };
+        for leg in &mut self.legs {
+            let since = leg.blocked_since.unwrap_or(now_ns);
+            if now_ns.saturating_sub(since) >= limit {
+                let left = self.batch.len() - leg.done;
+                leg.give_up(&mut self.batch, left, libc::EAGAIN as u32);
+                // Still blocked: the next batch is given up at once, until it takes something.
+                leg.blocked_since = Some(since);
+            }
+        }
+    }
+
+    /// Releases the batch: every leg is done with it.
+    fn finish_batch(&mut self, now_ns: u64) {
+        self.count_reports(now_ns);
+        for packet in &self.batch {
+            if packet.taken {
+                self.core.sent(packet.job.position, packet.job.len);
+            } else {
+                self.core.failed(packet.job.position, packet.errno);
+            }
+            if packet.errno != 0 {
+                self.core.counters_mut().send_errno = packet.errno.into();
+            }
+        }
+        self.batch.clear();
+        for leg in &mut self.legs {
+            leg.batch.clear();
+            leg.done = 0;
+        }
+        self.publish(now_ns);
+    }
+
+    /// Publishes positions and figures, and wakes the writer if it waits for them.
+    fn publish(&mut self, now_ns: u64) {
+        let counters = self.core.counters(now_ns);
+        self.region.counters().publish(&counters.to_words());
+        for (at, leg) in self.legs.iter().enumerate() {
+            self.region.leg(at).publish(&leg.figures.to_words());
+        }
+        self.region.status_word(status::HEAD).store_release(self.core.head());
+        let tail = self.core.tail();
+        self.region.status_word(status::TAIL).store_release(tail);
+        // The writer stores wake_at, then looks at tail; see `Producer::publish` of the ring.
+        fence_full();
+        let wake_at = self.control.view().wake_at.load();
+        let reached = tail.wrapping_sub(wake_at) as i64 >= 0;
+        if reached && self.woken_at != Some(wake_at) {
+            self.woken_at = Some(wake_at);
+            self.core.counters_mut().wakeups += 1;
+            signal(&*self.event);
+        }
+    }
+
+    fn housekeep(&mut self, now_ns: u64) {
+        if now_ns.saturating_sub(self.housekeeping_ns) >= HOUSEKEEPING_NS {
+            self.housekeeping_ns = now_ns;
+            if self.clock.refresh().is_some() {
+                self.tell_clock();
+            }
+            self.publish(now_ns);
+        }
+        if self.reports.as_ref().is_some_and(|reports| reports.due() <= now_ns) {
+            self.report(now_ns, false);
+        }
+    }
+
+    fn tell_clock(&self) {
+        let tai = self.clock.tai_offset();
+        let word = |offset| self.region.status_word(offset);
+        word(status::TAI_OFFSET_S).store(i64::from(tai.seconds) as u64);
+        word(status::TAI_VALID).store(tai.valid.into());
+        word(status::CLOCK_GENERATION).store_release(self.clock.generation());
+    }
+
+    /// Ends the stream: what was not sent is given up, RTCP says BYE.
+    pub(crate) fn stop(&mut self) {
+        let now = clock::monotonic_ns();
+        for leg in &mut self.legs {
+            let left = self.batch.len() - leg.done;
+            leg.give_up(&mut self.batch, left, libc::ECANCELED as u32);
+        }
+        self.finish_batch(now);
+        self.core.observe_head(self.control.view().position.load_acquire());
+        let view = self.region.clone();
+        while let Some(job) = self.core.peek(&view.ring()) {
+            self.core.take(&job);
+            self.core.failed(job.position, libc::ECANCELED as u32);
+        }
+        self.report(now, true);
+        self.publish(now);
+        self.region.set_state(State::Stopped);
+        self.wake();
+    }
+
+    /// Wakes the writer, whatever it waits for.
+    pub(crate) fn wake(&self) {
+        signal(&*self.event);
+    }
+
+    /// Counts the batch for the sender reports.
+    fn count_reports(&mut self, now_ns: u64) {
+        let Some(reports) = &mut self.reports else { return };
+        for packet in self.batch.iter().filter(|packet| packet.taken) {
+            reports.count(&packet.job, &self.slots, now_ns);
+        }
+    }
+
+    /// Sends a sender report, or BYE, to every leg.
+    fn report(&mut self, now_ns: u64, bye: bool) {
+        let Some(reports) = &mut self.reports else { return };
+        reports.next_ns = now_ns.saturating_add(REPORT_NS);
+        let Some(report) = reports.report(now_ns) else { return };
+        let datagram = match bye {
+            true => rtcp::bye(&report, &reports.cname, None),
+            false => rtcp::sender_report(&report, &reports.cname),
+        };
+        let Ok(datagram) = datagram else { return };
+        for rtcp in self.legs.iter().filter_map(|leg| leg.sockets.rtcp.as_ref()) {
+            // Nobody may be listening there.
+            if let Err(error) = rtcp.send(&datagram) {
+                tracing::debug!(%error, "RTCP");
+            }
+        }
+    }
+}
+
+impl Leg {
+    /// Counts `packets` more of the batch as given up on this leg.
+    fn give_up(&mut self, batch: &mut [InFlight], packets: usize, errno: u32) {
+        for packet in &mut batch[self.done..self.done + packets] {
+            packet.errno = errno;
+            self.figures.lost += 1;
+        }
+        self.done += packets;
+        self.blocked_since = None;
+    }
+}
+
+impl Reports {
+    /// When the next report is due.
+    fn due(&self) -> u64 {
+        match (self.clock_rate, self.sender) {
+            (Some(_), Some(_)) => self.next_ns,
+            _ => NEVER,
+        }
+    }
+
+    fn count(&mut self, job: &Job, slots: &SlotMemory, now_ns: u64) {
+        let Ok(header) = header::parse(slots.bytes(job.slot, job.len as usize)) else { return };
+        let sender = match &mut self.sender {
+            Some(sender) if sender.ssrc == header.ssrc => sender,
+            other => other.insert(SenderReport { ssrc: header.ssrc, ..SenderReport::default() }),
+        };
+        sender.packets = sender.packets.wrapping_add(1);
+        sender.octets = sender.octets.wrapping_add(header.payload_len as u32);
+        self.latest = (header.timestamp, now_ns);
+    }
+
+    /// The report of this moment. Without a clock rate the RTP timestamp is that of the latest
+    /// packet.
+    fn report(&self, now_ns: u64) -> Option<SenderReport> {
+        let (timestamp, sent_ns) = self.latest;
+        let since = u128::from(now_ns.saturating_sub(sent_ns));
+        let ticks = since * u128::from(self.clock_rate.unwrap_or(0)) / 1_000_000_000;
+        Some(SenderReport {
+            ntp: NtpTime::from_unix_ns(clock::realtime_ns()),
+            rtp_timestamp: timestamp.wrapping_add(ticks as u32),
+            ..self.sender?
+        })
+    }
+}
+
+/// How many of `ready` packets were due more than [`LATE_NS`] ago.
+fn late(pacer: &Pacer, now_ns: u64, ready: u64) -> u64 {
+    let before = now_ns.saturating_sub(LATE_NS + 1);
+    match pacer.next_ns() {
+        Some(next) if next <= before => {
+            // A copy: the question does not change the schedule.
+            let mut pacer = *pacer;
+            pacer.due(before, ready).packets
+        }
+        _ => 0,
+    }
+}
+
+fn count_icmp(sent: &Sent, leg: &mut Leg, counters: &mut StreamCounters) {
+    let errors = sent.icmp_errors as u64;
+    if errors > 0 {
+        leg.figures.external_drops += errors;
+        counters.external_drops += errors;
+        counters.send_errno = libc::ECONNREFUSED as u64;
+    }
+}
+
+/// The error number that a send ended with.
+fn errno(error: &SendError) -> u32 {
+    let number = match error {
+        SendError::WouldBlock => Some(libc::EAGAIN),
+        SendError::TooLong { .. } => Some(libc::EMSGSIZE),
+        SendError::OffloadRefused(error) | SendError::Unreachable(error) | SendError::Os(error) => {
+            error.raw_os_error()
+        }
+    };
+    number.unwrap_or(libc::EIO) as u32
+}
