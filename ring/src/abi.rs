@@ -396,6 +396,7 @@ words! {
         /// Left to the side channel: anything else.
         pub passed_other,
         /// Packets lost in the socket or backlog, as far as the kernel tells (a lower bound).
+        /// Transmit: times that the path answered with an ICMP error (a lower bound, too).
         pub external_drops,
         /// Entries of the source table in use.
         pub sources,
@@ -443,9 +444,10 @@ words! {
 }
 
 words! {
-    /// Figures of one leg of a receive stream.
+    /// Figures of one leg. Of a transmit stream's leg only the fields that say so are used.
     pub struct LegFigures {
-        /// Packets of the followed source that came on this leg, copies included.
+        /// Packets of the followed source that came on this leg, copies included. Transmit: packets
+        /// that the network took on this leg.
         pub received,
         /// Of these, those that were the first copy.
         pub first,
@@ -457,15 +459,16 @@ words! {
         pub recovered,
         /// RFC 3550 A.3 expected on this leg.
         pub expected,
-        /// `expected` less the different packets that came on this leg, never below zero.
+        /// `expected` less the different packets that came on this leg, never below zero. Transmit:
+        /// packets given up on this leg.
         pub lost,
         /// Packets that came on this leg after one with a higher sequence number.
         pub reordered,
-        /// Payload bytes received on this leg, copies included.
+        /// Payload bytes received on this leg, copies included. Transmit: bytes of UDP payload sent.
         pub bytes,
         /// RFC 3550 A.8 interarrival jitter on this leg, nanoseconds times 16.
         pub jitter_q4_ns,
-        /// CLOCK_MONOTONIC of the last packet, nanoseconds; 0: none.
+        /// CLOCK_MONOTONIC of the last packet, nanoseconds; 0: none. Also of a transmit leg.
         pub last_ns,
         /// How many times this leg brought a second copy (samples of the skew).
         pub skew_count,
@@ -477,9 +480,9 @@ words! {
         pub skew_max_ns,
         /// The sum, for the mean.
         pub skew_sum_ns,
-        /// Lost in this leg's socket, as far as the kernel tells.
+        /// Lost in this leg's socket, as far as the kernel tells. Transmit: ICMP errors met.
         pub external_drops,
-        /// Receive buffer that the kernel granted, bytes.
+        /// Receive buffer that the kernel granted, bytes. Transmit: send buffer.
         pub socket_buffer,
         /// Source table index of what the leg follows, or [`SOURCE_NONE`].
         pub source,
