@@ -4,7 +4,9 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
@@ -12,9 +14,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// Nothing here takes this long unless it hangs.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(20);
 
 /// A running rtp_app; killed when dropped.
 pub struct App {
@@ -75,10 +78,16 @@ impl Lines {
     }
 }
 
+/// Where the streams of this test process are announced: not where those of the user are.
+pub fn runtime_dir() -> &'static Path {
+    static DIR: OnceLock<TempDir> = OnceLock::new();
+    DIR.get_or_init(|| tempfile::tempdir().expect("a temporary directory")).path()
+}
+
 /// The program with these arguments, not yet started.
 pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rtp_app"));
-    command.args(arguments).stdin(Stdio::null());
+    command.args(arguments).stdin(Stdio::null()).env("XDG_RUNTIME_DIR", runtime_dir());
     command
 }
 
@@ -88,11 +97,20 @@ impl App {
     }
 
     pub fn spawn(mut command: Command) -> Self {
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starting rtp_app");
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starting rtp_app");
         let stdout = Lines::of(child.stdout.take().expect("stdout"));
         let stderr = Lines::of(child.stderr.take().expect("stderr"));
         Self { child, stdout, stderr }
+    }
+
+    /// Fails the test with everything that was said.
+    fn give_up(&mut self, what: &str) -> ! {
+        let _ = self.child.kill();
+        panic!("{what}: {:?} {:?}", self.stdout.rest(), self.stderr.rest())
     }
 
     /// Its standard input, when the command was given a pipe.
@@ -104,7 +122,7 @@ impl App {
     pub fn line(&mut self, wanted: impl Fn(&str) -> bool) -> String {
         match self.stdout.find(wanted) {
             Some(line) => line,
-            None => panic!("no such line: {:?} {:?}", self.stdout.rest(), self.stderr.seen),
+            None => self.give_up("no such line"),
         }
     }
 
@@ -117,7 +135,7 @@ impl App {
     pub fn message(&mut self, wanted: &str) -> String {
         match self.stderr.find(|line| line.contains(wanted)) {
             Some(line) => line,
-            None => panic!("no line with {wanted:?}: {:?}", self.stderr.rest()),
+            None => self.give_up(wanted),
         }
     }
 
@@ -131,10 +149,7 @@ impl App {
 
     /// Waits until it ends.
     pub fn end(mut self) -> Ended {
-        let status = wait(&mut self.child).unwrap_or_else(|| {
-            let _ = self.child.kill();
-            panic!("did not end: {:?} {:?}", self.stdout.rest(), self.stderr.rest())
-        });
+        let Some(status) = wait(&mut self.child) else { self.give_up("did not end") };
         Ended { status: status.code(), stdout: self.stdout.rest(), stderr: self.stderr.rest() }
     }
 }
@@ -206,11 +221,19 @@ pub fn figure(report: &Value, name: &str) -> u64 {
 pub fn balances(report: &Value) {
     let ring = &report["streams"][0]["ring"];
     let term = |name: &str| ring[name].as_u64().unwrap_or_else(|| panic!("{name} in {ring}"));
-    let sum = ["published", "dropped_ring_full", "dropped_oversize", "dropped_invalid",
-        "dropped_filtered", "duplicate", "late", "staged"]
-        .map(term)
-        .iter()
-        .sum::<u64>();
+    let sum = [
+        "published",
+        "dropped_ring_full",
+        "dropped_oversize",
+        "dropped_invalid",
+        "dropped_filtered",
+        "duplicate",
+        "late",
+        "staged",
+    ]
+    .map(term)
+    .iter()
+    .sum::<u64>();
     assert_eq!(term("received"), sum, "{ring}");
 }
 
@@ -304,4 +327,29 @@ pub fn transport_stream(packets: usize, bits_per_second: u64) -> Vec<u8> {
 /// Writes bytes to a pipe and closes it.
 pub fn feed(mut to: impl Write, bytes: &[u8]) {
     to.write_all(bytes).expect("writing to the program");
+}
+
+/// A pcap file (raw IP, microseconds) of these UDP payloads, from 192.0.2.1:5004 to 192.0.2.2:5004,
+/// 10 ms apart.
+pub fn capture(datagrams: &[Vec<u8>]) -> Vec<u8> {
+    let mut file = Vec::new();
+    for word in [0xa1b2_c3d4_u32, 2 | 4 << 16, 0, 0, 65_535, 101] {
+        file.extend(word.to_le_bytes());
+    }
+    for (index, payload) in datagrams.iter().enumerate() {
+        let (udp_len, ip_len) = (8 + payload.len() as u16, 28 + payload.len() as u16);
+        let us = index as u32 * 10_000;
+        for word in [1_700_000_000 + us / 1_000_000, us % 1_000_000, ip_len.into(), ip_len.into()] {
+            file.extend(word.to_le_bytes());
+        }
+        // RFC 791 section 3.1; the checksums are zero, as offloaded ones are in captures.
+        file.extend([0x45, 0]);
+        file.extend(ip_len.to_be_bytes());
+        file.extend([0, 0, 0x40, 0, 64, 17, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2]);
+        for field in [5004, 5004, udp_len, 0] {
+            file.extend(field.to_be_bytes());
+        }
+        file.extend(payload);
+    }
+    file
 }
