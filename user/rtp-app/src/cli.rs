@@ -214,7 +214,13 @@ pub struct RxArgs {
 
 /// `rtp_app tx`
 #[derive(Clone, Debug, Args)]
-#[command(allow_negative_numbers = true)]
+#[command(
+    allow_negative_numbers = true,
+    after_help = "A capture is sent at the spacing it was captured with. Its packets keep sequence \
+                  numbers, timestamps, payload types and SSRC (unless --ssrc or --payload-type names \
+                  others); they go to the address given here, and every SSRC gets an RTCP BYE at \
+                  the end."
+)]
 pub struct TxArgs {
     /// A leg, ADDRESS[%INTERFACE]:PORT; a second one gets the same packets (ST 2022-7)
     #[arg(long = "leg", value_name = "LEG", conflicts_with_all = ["dst", "port"])]

@@ -40,7 +40,7 @@ impl Panel {
         while self.lines.len() < lines.len() {
             let line = self.all.add(ProgressBar::new_spinner());
             line.set_style(
-                ProgressStyle::with_template("{msg}")
+                ProgressStyle::with_template("{wide_msg}")
                     .unwrap_or_else(|_| ProgressStyle::default_spinner()),
             );
             self.lines.push(line);

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use crate::output::{Interval, Leg, Report, Ring, Stream, TxStream};
+use crate::output::{Interval, Leg, Report, Ring, Skew, Stream, TxStream};
 
 /// `1234567` as `1,234,567`.
 pub fn grouped(number: u64) -> String {
@@ -67,33 +67,33 @@ pub fn receive_lines(report: &Report, interval: &Interval) -> Vec<String> {
     lines.push(format!("rx  {who}  [{} engine]", report.engine));
     let jitter = report.streams.iter().filter_map(|stream| stream.jitter_ms).reduce(f64::max);
     lines.push(format!(
-        "    {} pkt/s  {}  packets {}  lost {} ({})  jitter {}  reordered {}  late {}  duplicate {}",
+        "    {} packets  {} pkt/s  {}  jitter {}",
+        grouped(ring.unique),
         grouped(interval.packets_per_s.round() as u64),
         scaled(interval.bits_per_s, "b/s"),
-        grouped(ring.unique),
+        milliseconds(jitter),
+    ));
+    lines.push(format!(
+        "    lost {} ({})  reordered {}  late {}  duplicate {}",
         grouped(ring.lost),
         share(ring.lost, ring.expected),
-        milliseconds(jitter),
         grouped(report.streams.iter().map(|stream| stream.reordered).sum()),
         grouped(ring.late),
         grouped(ring.duplicate),
     ));
     if first.legs.len() > 1 {
-        lines.extend(first.legs.iter().map(|leg| format!("    {}", leg_line(leg))));
+        for leg in &first.legs {
+            lines.push(format!("    {}", leg_line(leg)));
+            lines.extend(leg.skew_ms.map(|skew| format!("        {}", skew_line(&skew))));
+        }
     }
     lines
 }
 
 /// A leg's figures in one line.
 pub fn leg_line(leg: &Leg) -> String {
-    let skew = leg.skew_ms.map_or_else(String::new, |skew| {
-        format!(
-            "  behind {:.3} ms (min {:.3}, mean {:.3}, max {:.3})",
-            skew.latest, skew.min, skew.mean, skew.max
-        )
-    });
     format!(
-        "leg {} {}: received {}  lost {} ({})  alone {}  jitter {}{skew}",
+        "leg {} {}: received {}  lost {} ({})  alone {}  jitter {}",
         leg.leg,
         leg.address,
         grouped(leg.received),
@@ -101,6 +101,14 @@ pub fn leg_line(leg: &Leg) -> String {
         share(leg.lost, leg.expected),
         grouped(leg.recovered),
         milliseconds(leg.jitter_ms),
+    )
+}
+
+/// How far a leg is behind the other.
+pub fn skew_line(skew: &Skew) -> String {
+    format!(
+        "behind {:.3} ms (min {:.3}, mean {:.3}, max {:.3})",
+        skew.latest, skew.min, skew.mean, skew.max
     )
 }
 
@@ -185,6 +193,9 @@ fn stream_summary(text: &mut String, stream: &Stream) {
         let _ = writeln!(text, "recovered   {} packets came on one leg alone", stream.recovered);
         for leg in &stream.legs {
             let _ = writeln!(text, "            {}", leg_line(leg));
+            if let Some(skew) = &leg.skew_ms {
+                let _ = writeln!(text, "                {}", skew_line(skew));
+            }
         }
     }
 }

@@ -250,6 +250,9 @@ fn receive_text(info: &StreamInfo, snapshot: &StreamSnapshot) -> String {
         text.push('\n');
         for leg in legs {
             let _ = writeln!(text, "{}", text::leg_line(leg));
+            if let Some(skew) = &leg.skew_ms {
+                let _ = writeln!(text, "    {}", text::skew_line(skew));
+            }
         }
     }
     for (index, reader) in readers(snapshot).iter().enumerate() {
