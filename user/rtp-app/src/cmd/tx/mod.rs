@@ -56,12 +56,13 @@ pub fn run(args: &TxArgs, stop: &Stop) -> Result<(), Failure> {
         }
     }
     let told = closed.as_ref().map_or(Ok(()), |last| screen.summary(last, &sender, &remarks));
-    // A signal ends an input in the middle; that is no damage.
-    if !stop.requested() {
-        sent?;
-    }
     let last = closed?;
     told?;
+    // A signal ends an input in the middle and gives up what cannot leave: that is no failure.
+    if stop.requested() {
+        return Ok(());
+    }
+    sent?;
     all_sent(&last.counters)
 }
 

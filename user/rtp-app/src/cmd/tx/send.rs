@@ -9,7 +9,7 @@ use crate::error::Failure;
 use crate::media::{Framing, MediaError, MediaPacket, MediaSource};
 use crate::signals::LOOK;
 
-/// Packets are filled in this long before they are due: short enough to stop at once, long enough
+/// Packets go to the engine this long before they are due: short enough to stop at once, long enough
 /// that a busy machine does not make them late.
 const AHEAD: Duration = Duration::from_millis(100);
 /// The first packet leaves this long after it was filled in.
@@ -50,6 +50,14 @@ pub enum Round {
     Ended,
 }
 
+/// What became of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Filled {
+    Packet,
+    Held,
+    Ended,
+}
+
 /// Fills slots.
 pub struct Sender {
     source: Box<dyn MediaSource>,
@@ -59,7 +67,9 @@ pub struct Sender {
     replay: Replay,
     timestamp_offset: u32,
     origin: Option<Origin>,
-    latest_due: Duration,
+    /// The next packet, which is not due yet.
+    held: Option<MediaPacket>,
+    held_bytes: Vec<u8>,
     packets: u64,
     payload_bytes: u64,
     ended: bool,
@@ -90,7 +100,8 @@ impl Sender {
             replay,
             timestamp_offset,
             origin: None,
-            latest_due: Duration::ZERO,
+            held: None,
+            held_bytes: Vec::new(),
             packets: 0,
             payload_bytes: 0,
             ended: false,
@@ -130,39 +141,42 @@ impl Sender {
         if self.ended {
             return Ok(Round::Ended);
         }
-        let early = self.latest_due.saturating_sub(self.elapsed());
-        if early > AHEAD {
-            return Ok(Round::Wait(early - AHEAD));
+        if let Some(early) = self.held.and_then(|packet| self.early(&packet)) {
+            return Ok(Round::Wait(early));
         }
         // A live input blocks where it has nothing: what it gave must be on its way by then.
         let batch = if self.pacing == Pacing::Live { 1 } else { BATCH };
         let mut slots = to.reserve(batch, LOOK).map_err(Failure::library)?;
         let mut filled = 0;
-        let mut failed = Ok(());
+        let mut stopped = Ok(());
         while let Some(mut slot) = slots.get(filled) {
             match self.fill(&mut slot) {
-                Ok(true) => filled += 1,
-                Ok(false) => {
+                Ok(Filled::Packet) => filled += 1,
+                Ok(Filled::Held) => break,
+                Ok(Filled::Ended) => {
                     self.ended = true;
                     break;
                 }
                 Err(failure) => {
-                    failed = Err(failure);
+                    stopped = Err(failure);
                     break;
                 }
             }
-            if self.latest_due.saturating_sub(self.elapsed()) > AHEAD {
-                break;
-            }
         }
         slots.commit(filled).map_err(Failure::library)?;
-        failed.map(|()| if self.ended { Round::Ended } else { Round::Went })
+        stopped.map(|()| if self.ended { Round::Ended } else { Round::Went })
     }
 
-    /// Puts the next packet into a slot. False: there is none.
-    fn fill(&mut self, slot: &mut Slot<'_>) -> Result<bool, Failure> {
+    /// How long until the packet should be with the engine; `None`: now.
+    fn early(&self, packet: &MediaPacket) -> Option<Duration> {
+        let due = Duration::from_nanos(packet.due_ns);
+        due.saturating_sub(self.elapsed()).checked_sub(AHEAD).filter(|early| !early.is_zero())
+    }
+
+    /// Puts the next packet into a slot, or holds it back when it is early.
+    fn fill(&mut self, slot: &mut Slot<'_>) -> Result<Filled, Failure> {
         if self.limit.count.is_some_and(|count| self.packets >= count) {
-            return Ok(false);
+            return Ok(Filled::Ended);
         }
         let framing = self.source.info().framing;
         let start = match framing {
@@ -170,10 +184,16 @@ impl Sender {
             Framing::RtpPacket => 0,
         };
         let room = slot.buffer().get_mut(start..).unwrap_or_default();
-        let Some(packet) = self.next(room)? else { return Ok(false) };
+        let Some(packet) = self.held_or_next(room)? else { return Ok(Filled::Ended) };
         let due = Duration::from_nanos(packet.due_ns);
         if self.limit.duration.is_some_and(|duration| due >= duration) {
-            return Ok(false);
+            return Ok(Filled::Ended);
+        }
+        if self.early(&packet).is_some() {
+            self.held_bytes.clear();
+            self.held_bytes.extend_from_slice(room.get(..packet.len).unwrap_or_default());
+            self.held = Some(packet);
+            return Ok(Filled::Held);
         }
         match framing {
             Framing::Payload => self.begin(slot, &packet)?,
@@ -181,7 +201,15 @@ impl Sender {
         }
         self.launch(slot, due);
         self.packets += 1;
-        Ok(true)
+        Ok(Filled::Packet)
+    }
+
+    fn held_or_next(&mut self, room: &mut [u8]) -> Result<Option<MediaPacket>, Failure> {
+        let Some(packet) = self.held.take() else { return self.next(room) };
+        for (to, byte) in room.iter_mut().zip(&self.held_bytes) {
+            *to = *byte;
+        }
+        Ok(Some(packet))
     }
 
     /// Puts the header before a payload.
@@ -224,6 +252,5 @@ impl Sender {
         if self.pacing != Pacing::Rate {
             slot.launch_at(origin.tai_ns + due.as_nanos() as u64);
         }
-        self.latest_due = due;
     }
 }
