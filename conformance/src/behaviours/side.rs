@@ -1,0 +1,78 @@
+//! What a stream leaves to its sockets.
+
+use rtp_mgr::{Kind, SidePacket, clock};
+
+use crate::harness::Harness;
+use crate::heard::{all, assert_heard};
+use crate::wait::{self, LONG};
+
+/// A receiver report without report blocks (RFC 3550 section 6.4.2).
+const RTCP: [u8; 8] = [0x80, 201, 0, 1, 0, 0, 0, 7];
+/// A STUN binding request without attributes (RFC 8489 section 5).
+const STUN: [u8; 20] =
+    [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+/// A DTLS 1.2 handshake record (RFC 6347 section 4.1).
+const DTLS: [u8; 14] = [22, 254, 253, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1];
+
+pub(crate) fn what_is_no_rtp_is_passed_on(h: &Harness) {
+    let mut rig = h.rig_with_rtcp(|builder| builder);
+    let side = rig.rx.side_channel();
+    let sender = rig.sender();
+    let mut above = rig.line.address(0);
+    above.set_port(above.port() + 1);
+    let control = rig.line.sender_from(above.ip(), above);
+    assert!(side.try_recv().is_none());
+    for (from, bytes, kind, rtcp_port) in [
+        (&sender, &RTCP[..], Kind::Rtcp, false),
+        (&control, &RTCP[..], Kind::Rtcp, true),
+        (&sender, &STUN[..], Kind::Stun, false),
+        (&sender, &DTLS[..], Kind::Dtls, false),
+        (&sender, b"GET / HTTP/1.1\r\n", Kind::Other, false),
+        (&sender, &[], Kind::Other, false),
+    ] {
+        let before = clock::tai_ns();
+        from.datagram(bytes);
+        let packet = side.recv(LONG).unwrap_or_else(|| panic!("{kind:?} is not passed on"));
+        let SidePacket { time_ns, .. } = packet;
+        let expected = SidePacket {
+            kind,
+            leg: 0,
+            rtcp_port,
+            from: from.address(),
+            time_ns,
+            bytes: bytes.into(),
+        };
+        assert_eq!(packet, expected);
+        assert!((before - 1_000_000..=clock::tai_ns() + 1_000_000).contains(&time_ns));
+    }
+    sender.send(1);
+    assert_heard(&rig.hear(1), all([1]));
+    let counters = rig.counters();
+    assert_eq!((counters.received, counters.passed_rtcp, counters.passed_stun), (1, 2, 1));
+    assert_eq!((counters.passed_dtls, counters.passed_other), (1, 2));
+    assert!(side.try_recv().is_none() && side.dropped() == 0);
+}
+
+pub(crate) fn the_queue_is_bounded_and_counts_what_it_drops(h: &Harness) {
+    let rig = h.rig(|builder| builder);
+    let side = rig.rx.side_channel();
+    let other = side.clone();
+    let sender = rig.sender();
+    wait::until(
+        || "a datagram is dropped".to_owned(),
+        || {
+            (0..500).for_each(|_| sender.datagram(&STUN));
+            rig.line.settle();
+            side.dropped() > 0
+        },
+    );
+    let sent = rig.line.sent();
+    let mut taken = 0;
+    while side.try_recv().is_some() || other.try_recv().is_some() {
+        taken += 1;
+    }
+    assert_eq!(taken + side.dropped(), sent);
+    assert_eq!(rig.counters().passed_stun, sent, "they are counted, taken or not");
+    sender.datagram(&RTCP);
+    assert_eq!(other.recv(LONG).map(|packet| packet.kind), Some(Kind::Rtcp));
+}
