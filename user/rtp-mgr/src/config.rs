@@ -208,6 +208,9 @@ impl ReceiveConfig {
         {
             return Err(Error::argument("leg", leg, "a second leg needs `ordered`"));
         }
+        if let Some((rate, packet_len)) = self.expected {
+            check_expected(rate, packet_len)?;
+        }
         let ring_order = self.ring_order()?;
         check_slot_stride(self.slot_stride)?;
         check_range("sources", self.sources, 1, SOURCES_MAX)?;
@@ -367,6 +370,21 @@ fn check_range(argument: &'static str, value: u32, least: u32, most: u32) -> Res
     } else {
         Err(Error::argument(argument, value, format!("accepted: {least} to {most}")))
     }
+}
+
+fn check_expected(rate: f64, packet_len: usize) -> Result<(), Error> {
+    // No comparison holds for what is not a number.
+    if rate > 0.0
+        && rate <= PacketRate::MAX as f64
+        && (1..=PACKET_LEN_MAX as usize).contains(&packet_len)
+    {
+        return Ok(());
+    }
+    Err(Error::argument(
+        "expected_rate",
+        format_args!("{rate} packets/s of {packet_len} bytes"),
+        "accepted: more than 0, up to 1,000,000,000 packets/s of 1 to 65,535 bytes",
+    ))
 }
 
 fn check_leg_count(legs: &[Leg]) -> Result<(), Error> {
