@@ -388,7 +388,10 @@ fn attack() -> Result<String, Error> {
         for file in files_of(ring) {
             let end = ring.len;
             note("map", raw::map_writable(&file, end));
-            note("write", rustix::io::pwrite(&file, &[0xff; 64], end / 2).map(drop).map_err(Into::into));
+            note(
+                "write",
+                rustix::io::pwrite(&file, &[0xff; 64], end / 2).map(drop).map_err(Into::into),
+            );
             note("shrink", rustix::fs::ftruncate(&file, end / 2).map_err(Into::into));
             note("grow", rustix::fs::ftruncate(&file, end * 2).map_err(Into::into));
             for (what, flags) in [

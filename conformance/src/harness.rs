@@ -195,6 +195,16 @@ impl Rig {
         heard::hear_present(&mut self.rx)
     }
 
+    /// Waits until the engine is done with everything sent so far, down to waking readers: it has
+    /// begun with something that was sent after all of that had been counted.
+    #[track_caller]
+    pub(crate) fn let_engine_come_round(&self) {
+        self.line.settle();
+        let side = self.rx.side_channel();
+        self.sender().datagram(b"no RTP");
+        side.recv(wait::LONG).expect("what is no RTP is passed on");
+    }
+
     /// Sends in pieces that fit the ring and reads along.
     #[track_caller]
     pub(crate) fn relay(
@@ -245,4 +255,13 @@ pub(crate) fn wait_for(
 /// So many milliseconds.
 pub(crate) const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
+}
+
+/// The error of something that has to be refused.
+#[track_caller]
+pub(crate) fn refusal<T>(result: Result<T, rtp_mgr::Error>) -> rtp_mgr::Error {
+    match result {
+        Ok(_) => panic!("it was accepted"),
+        Err(error) => error,
+    }
 }

@@ -92,10 +92,9 @@ impl From<Item<'_>> for Heard {
         match item {
             Item::Packet(packet) => Self::Packet(packet.into()),
             Item::Gap(gap) => Self::Gap { sequence: gap.sequence(), count: gap.count() },
-            Item::Discontinuity(discontinuity) => Self::Discontinuity {
-                count: discontinuity.count(),
-                cause: discontinuity.cause(),
-            },
+            Item::Discontinuity(discontinuity) => {
+                Self::Discontinuity { count: discontinuity.count(), cause: discontinuity.cause() }
+            }
         }
     }
 }
@@ -168,17 +167,6 @@ pub(crate) fn count(heard: &[Heard]) -> usize {
     packets(heard).count()
 }
 
-/// Positions that this reader was too slow for.
-pub(crate) fn missed(heard: &[Heard]) -> u64 {
-    heard
-        .iter()
-        .map(|heard| match heard {
-            Heard::Discontinuity { count, cause: Cause::Lapped } => *count,
-            _ => 0,
-        })
-        .sum()
-}
-
 /// The short form that tests compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mark {
@@ -221,9 +209,7 @@ pub(crate) fn outline_text(heard: &[Heard]) -> String {
     };
     for heard in heard {
         match (heard, &mut run) {
-            (Heard::Packet(packet), Some((_, last)))
-                if packet.number() == last.wrapping_add(1) =>
-            {
+            (Heard::Packet(packet), Some((_, last))) if packet.number() == last.wrapping_add(1) => {
                 *last = packet.number();
             }
             (Heard::Packet(packet), _) => {

@@ -68,6 +68,8 @@ pub(crate) struct Line(Arc<Shared>);
 struct Shared {
     stats: Stats,
     addresses: Vec<SocketAddr>,
+    /// The ring's first position.
+    start: u64,
     sent: AtomicU64,
     under_way: AtomicU64,
 }
@@ -83,8 +85,10 @@ fn taken(counters: &StreamCounters) -> u64 {
 
 impl Line {
     pub(crate) fn to(rx: &Receiver) -> Self {
+        let stats = rx.stats();
         Self(Arc::new(Shared {
-            stats: rx.stats(),
+            start: stats.snapshot().head,
+            stats,
             addresses: (0..2).map_while(|leg| rx.local_addr(leg)).collect(),
             sent: AtomicU64::new(0),
             under_way: AtomicU64::new(0),
@@ -107,17 +111,30 @@ impl Line {
     pub(crate) fn sender_from(&self, from: IpAddr, to: SocketAddr) -> Sender {
         let socket = UdpSocket::bind((from, 0)).expect("a socket");
         socket.connect(to).expect("an address on this machine");
-        Sender { line: self.clone(), socket, ssrc: 7, payload_type: 96, payload_len: 40, ticks: 160 }
+        Sender {
+            line: self.clone(),
+            socket,
+            ssrc: 7,
+            payload_type: 96,
+            payload_len: 40,
+            ticks: 160,
+        }
     }
 
-    /// Waits until the stream has taken everything that was sent.
+    /// Waits until the stream has taken everything that was sent, and readers see what came of it.
     #[track_caller]
     pub(crate) fn settle(&self) {
         let sent = self.0.sent.load(Ordering::Relaxed);
-        wait::until(
-            || format!("{sent} datagrams sent: {:?}", self.0.stats.counters()),
-            || taken(&self.0.stats.counters()) >= sent,
-        );
+        let settled = || {
+            if taken(&self.0.stats.counters()) < sent {
+                return false;
+            }
+            let snapshot = self.0.stats.snapshot();
+            let counters = &snapshot.counters;
+            let positions = counters.published + counters.gap_positions;
+            snapshot.head.wrapping_sub(self.0.start) >= positions
+        };
+        wait::until(|| format!("{sent} datagrams sent: {:?}", self.0.stats.snapshot()), settled);
         self.0.under_way.store(0, Ordering::Relaxed);
     }
 
@@ -231,11 +248,8 @@ impl Sender {
     pub(crate) fn trains(&self, first: u16, count: usize) {
         let mut sequences = (0..count).map(|step| first.wrapping_add(step as u16));
         loop {
-            let packets: Vec<Vec<u8>> = sequences
-                .by_ref()
-                .take(64)
-                .map(|sequence| self.packet(sequence).bytes())
-                .collect();
+            let packets: Vec<Vec<u8>> =
+                sequences.by_ref().take(64).map(|sequence| self.packet(sequence).bytes()).collect();
             if packets.is_empty() {
                 return;
             }

@@ -122,8 +122,7 @@ pub(crate) fn fifty_streams_share_one_thread(h: &Harness) {
         .chain([one])
         .collect();
     assert_eq!(threads(), before, "a stream has a thread of its own");
-    let senders: Vec<_> =
-        rigs.iter().zip(0..).map(|(rig, ssrc)| rig.sender().ssrc(ssrc)).collect();
+    let senders: Vec<_> = rigs.iter().zip(0..).map(|(rig, ssrc)| rig.sender().ssrc(ssrc)).collect();
     for sequence in 0..PACKETS {
         senders.iter().for_each(|sender| sender.send(sequence));
     }

@@ -31,16 +31,22 @@ pub(crate) fn header_fields_and_payload_are_what_was_sent(h: &Harness) {
     let mut rig = h.rig(|builder| builder);
     let sender = rig.sender();
     let mut sent = Vec::new();
-    for (number, (csrcs, extension, padding)) in
-        [(0, None, 0), (15, None, 0), (0, Some(3), 0), (0, None, 1), (4, Some(0), 255), (1, Some(9), 4)]
-            .into_iter()
-            .enumerate()
+    for (number, (csrcs, extension, padding)) in [
+        (0, None, 0),
+        (15, None, 0),
+        (0, Some(3), 0),
+        (0, None, 1),
+        (4, Some(0), 255),
+        (1, Some(9), 4),
+    ]
+    .into_iter()
+    .enumerate()
     {
         let rtp = Rtp {
             ssrc: 0xffff_ffff,
             payload_type: [0, 34, 63, 96, 100, 127][number],
             sequence: 100 + number as u16,
-            timestamp: u32::MAX - 2 + number as u32,
+            timestamp: (u32::MAX - 2).wrapping_add(number as u32),
             marker: number % 2 == 0,
             payload_len: 50 + number,
         };
@@ -163,8 +169,7 @@ pub(crate) fn ssrc_0_is_a_source(h: &Harness) {
 
 pub(crate) fn ssrc_payload_type_and_address_filter(h: &Harness) {
     let address: IpAddr = "127.0.0.2".parse().expect("an address");
-    let mut rig =
-        h.rig(|builder| builder.ssrc(0).payload_type(33).source_address(address));
+    let mut rig = h.rig(|builder| builder.ssrc(0).payload_type(33).source_address(address));
     let to = rig.line.address(0);
     let sender = |address: IpAddr| rig.line.sender_from(address, to).ssrc(0).payload_type(33);
     sender(address).ssrc(1).send(1);
@@ -255,15 +260,23 @@ pub(crate) fn addresses_ports_and_jitter_of_a_source(h: &Harness) {
     let to: SocketAddr = rig.line.address(0);
     rig.counters();
     let snapshot = rig.rx.stats().snapshot();
-    for (sender, rate, first) in [(&known, Some(48_000), 5), (&fixed, Some(90_000), 105), (&unknown, None, 205)] {
+    for (sender, rate, first) in
+        [(&known, Some(48_000), 5), (&fixed, Some(90_000), 105), (&unknown, None, 205)]
+    {
         let source = snapshot.source(index[&sender.ssrc]).expect("a source");
-        assert_eq!((source.ssrc, source.leg, source.payload_type), (sender.ssrc, 0, sender.payload_type));
+        assert_eq!(
+            (source.ssrc, source.leg, source.payload_type),
+            (sender.ssrc, 0, sender.payload_type)
+        );
         assert_eq!((source.from, source.to), (Some(sender.address()), Some(to)));
         assert_eq!(source.clock_rate, rate);
         let figures = &source.figures;
         assert_eq!((figures.received, figures.unique, figures.duplicate), (5, 4, 1));
         assert_eq!((figures.expected, figures.lost, figures.reordered), (4, 0, 1));
-        assert_eq!((figures.first_sequence as u16, figures.highest_sequence as u16), (first, first + 3));
+        assert_eq!(
+            (figures.first_sequence as u16, figures.highest_sequence as u16),
+            (first, first + 3)
+        );
         assert_eq!(figures.bytes, 4 * sender.payload_len as u64);
         assert!(figures.first_ns > 0 && figures.first_ns <= figures.last_ns);
         assert_eq!(figures.jitter_count > 0, rate.is_some(), "no clock rate, no jitter");

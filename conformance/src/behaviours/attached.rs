@@ -4,7 +4,7 @@ use rtp_mgr::{Attached, Cause, Direction, Error, Mode, list, stat};
 use rustix::process::Signal;
 
 use crate::child::{Answer, Remote};
-use crate::harness::{Harness, Need, NotRun, Rig, ms, unique_name};
+use crate::harness::{Harness, Need, NotRun, Rig, ms, refusal, unique_name};
 use crate::heard::{self, Mark, all, assert_heard, run};
 use crate::wait;
 
@@ -131,13 +131,13 @@ pub(crate) fn a_reliable_reader_that_stalls_is_demoted(h: &Harness) -> Result<()
 pub(crate) fn reliable_is_refused_unless_allowed(h: &Harness) {
     let name = unique_name("lossy-only");
     let rig = h.rig(|builder| builder.publish(&name));
-    let error = Attached::open(&name, Mode::Reliable).unwrap_err();
+    let error = refusal(Attached::open(&name, Mode::Reliable));
     assert!(matches!(error, Error::Refused { .. }), "{error}");
     assert!(error.to_string().contains(&name), "{error}");
     assert!(error.to_string().contains("allow_reliable"), "{error}");
     Attached::open(&name, Mode::Lossy).unwrap_or_else(|error| panic!("{error}"));
     drop(rig);
-    let error = Attached::open(&name, Mode::Lossy).unwrap_err();
+    let error = refusal(Attached::open(&name, Mode::Lossy));
     assert!(matches!(error, Error::NoSuchStream { .. }), "{error}");
     assert!(error.to_string().contains(&name), "{error}");
 }
@@ -267,7 +267,7 @@ pub(crate) fn a_reader_learns_that_the_owner_has_died(h: &Harness) -> Result<(),
         };
         assert!(matches!(error, Error::OwnerGone { .. }), "{error}");
         assert!(error.to_string().contains(&name), "{error}");
-        let error = Attached::open(&name, Mode::Lossy).unwrap_err();
+        let error = refusal(Attached::open(&name, Mode::Lossy));
         assert!(matches!(error, Error::NoSuchStream { .. }), "{error}");
         assert!(!list().expect("a list").iter().any(|info| info.name.as_ref() == Some(&name)));
     }
@@ -278,12 +278,12 @@ pub(crate) fn a_name_belongs_to_one_stream(h: &Harness) {
     let name = unique_name("taken");
     let first = h.rig(|builder| builder.publish(&name));
     let second = || h.receiver().leg(crate::harness::loopback()).publish(&name).open();
-    let error = second().unwrap_err();
+    let error = refusal(second());
     assert!(matches!(error, Error::NameTaken { .. }), "{error}");
     assert!(error.to_string().contains(&name), "{error}");
     drop(first);
     second().unwrap_or_else(|error| panic!("the name is free again: {error}"));
-    let error = Attached::open(&unique_name("nobody"), Mode::Lossy).unwrap_err();
+    let error = refusal(Attached::open(&unique_name("nobody"), Mode::Lossy));
     assert!(matches!(error, Error::NoSuchStream { .. }), "{error}");
 }
 
@@ -309,6 +309,6 @@ pub(crate) fn streams_are_listed_and_their_figures_shown(h: &Harness) {
         assert_eq!((theirs.slot_count, theirs.owner_pid), (ours.slot_count, ours.owner_pid));
     }
     drop(rig);
-    let error = stat(&name).unwrap_err();
+    let error = refusal(stat(&name));
     assert!(matches!(error, Error::NoSuchStream { .. }), "{error}");
 }

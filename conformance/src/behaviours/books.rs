@@ -178,10 +178,8 @@ fn balance_under_load(mut rig: Rig) {
     let (rest, last) = rig.finish();
     heard += heard::count(&rest);
     let counters = last.counters;
-    let passed = counters.passed_rtcp
-        + counters.passed_stun
-        + counters.passed_dtls
-        + counters.passed_other;
+    let passed =
+        counters.passed_rtcp + counters.passed_stun + counters.passed_dtls + counters.passed_other;
     assert_eq!(counters.received + passed, sent, "{counters:?}");
     assert_eq!((counters.published, counters.staged), (heard as u64, 0), "{counters:?}");
     for (name, count) in [

@@ -175,20 +175,18 @@ pub(crate) fn lengths_that_do_not_fit_are_counted(h: &Harness) {
     for gro in [true, false] {
         let mut rig = h.rig(|builder| builder.gro(gro).ring_order(8).slot_stride(2_048));
         let mut sender = rig.sender();
-        let mut sequence = 0;
         let mut fitting = Vec::new();
         // Now long ones, now short ones, so that scatter lists are of either shape.
-        for len in [2_048, 2_049, LONGEST, 100, LONGEST, 2_047, 2_048, 4_096, 12, 65_000, 1_000] {
+        let lens = [2_048, 2_049, LONGEST, 100, LONGEST, 2_047, 2_048, 4_096, 12, 65_000, 1_000];
+        for (len, sequence) in lens.into_iter().zip(0..) {
             sender.payload_len = len - 12;
             sender.send(sequence);
             if len <= 2_048 {
                 fitting.push(sequence);
             }
-            sequence += 1;
         }
         let heard = rig.hear(fitting.len());
-        let numbers: Vec<u16> =
-            heard::packets(&heard).map(|packet| packet.number()).collect();
+        let numbers: Vec<u16> = heard::packets(&heard).map(|packet| packet.number()).collect();
         assert_eq!(numbers, fitting, "GRO {gro}");
         assert!(heard::packets(&heard).all(heard::Packet::is_intact), "GRO {gro}");
         // Empty ones and long ones that are no RTP.

@@ -143,7 +143,8 @@ pub(crate) fn a_leg_comes_back_after_a_long_outage(h: &Harness) {
     let mut next = 60_000_u16;
     let mut heard = Vec::new();
     let mut total = 0;
-    for (away, packets) in [(None, 50), (Some(1), 4_000), (None, 50), (Some(0), 9_000), (None, 50)] {
+    for (away, packets) in [(None, 50), (Some(1), 4_000), (None, 50), (Some(0), 9_000), (None, 50)]
+    {
         let numbers: Vec<u16> = run(next, packets).collect();
         for piece in numbers.chunks(32) {
             for (leg, sender) in legs.iter().enumerate() {

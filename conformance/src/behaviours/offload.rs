@@ -69,7 +69,9 @@ fn compare(open: impl Fn(bool) -> Rig) -> Result<(), NotRun> {
     Ok(())
 }
 
-pub(crate) fn figures_and_order_are_the_same_with_gro_on_and_off(h: &Harness) -> Result<(), NotRun> {
+pub(crate) fn figures_and_order_are_the_same_with_gro_on_and_off(
+    h: &Harness,
+) -> Result<(), NotRun> {
     h.needs(Need::Offload)?;
     compare(|gro| h.rig(|builder| builder.gro(gro).slot_stride(1_500)))
 }
@@ -97,7 +99,9 @@ pub(crate) fn exact_times_turn_gro_off(h: &Harness) {
     assert_eq!(rig.counters().coalesced, 0);
 }
 
-pub(crate) fn packets_on_the_wire_are_the_same_with_gso_on_and_off(h: &Harness) -> Result<(), NotRun> {
+pub(crate) fn packets_on_the_wire_are_the_same_with_gso_on_and_off(
+    h: &Harness,
+) -> Result<(), NotRun> {
     h.needs(Need::Offload)?;
     h.needs(Need::Transmit)?;
     let [on, off] = [true, false].map(|gso| {

@@ -59,9 +59,11 @@ impl Journey {
         Self {
             arrivals: copies.iter().map(|(_, at)| number(*at)).collect(),
             marks: (0..count)
-                .map(|at| {
-                    if lost.contains(&at) { Mark::Gap(number(at)) } else { Mark::P(number(at)) }
-                })
+                .map(
+                    |at| {
+                        if lost.contains(&at) { Mark::Gap(number(at)) } else { Mark::P(number(at)) }
+                    },
+                )
                 .collect(),
             lost: lost.len() as u64,
             copies: (copies.len() - seen.len()) as u64,
@@ -308,7 +310,7 @@ pub(crate) fn reordering_time_changes_while_running(h: &Harness) {
     assert_heard(&rig.hear(2), [Mark::P(1), Mark::Gap(2), Mark::P(3)]);
     let error = rig.rx.set_reorder(Duration::from_secs(61)).unwrap_err();
     assert!(error.is_usage() && error.to_string().contains("60 s"), "{error}");
-    let unordered = h.rig(|builder| builder);
+    let mut unordered = h.rig(|builder| builder);
     let error = unordered.rx.set_reorder(ms(20)).unwrap_err();
     assert!(error.is_usage(), "{error}");
 }
@@ -317,8 +319,7 @@ pub(crate) fn positions_wrap(h: &Harness) {
     let start = u64::MAX - 500;
     let mut dice = Dice::new(77);
     let journey = Journey::new(65_000, 2_000, 20, &mut dice);
-    let mut rig =
-        h.rig(|builder| builder.ordered(FOR_EVER).ring_order(8).start_position(start));
+    let mut rig = h.rig(|builder| builder.ordered(FOR_EVER).ring_order(8).start_position(start));
     let sender = rig.sender();
     let mut heard = rig.relay(&sender, journey.arrivals.iter().copied());
     let (rest, last) = rig.finish();

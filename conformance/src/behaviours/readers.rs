@@ -118,9 +118,8 @@ pub(crate) fn sixteen_readers_and_no_more(h: &Harness) {
     let mut rig = h.rig(|builder| builder.ring_order(6));
     let sender = rig.sender();
     // The owner's is one of them.
-    let mut readers: Vec<_> = (1..READERS_MAX)
-        .map(|_| rig.rx.subscribe(Mode::Lossy).expect("there is room"))
-        .collect();
+    let mut readers: Vec<_> =
+        (1..READERS_MAX).map(|_| rig.rx.subscribe(Mode::Lossy).expect("there is room")).collect();
     let error = rig.rx.subscribe(Mode::Lossy).unwrap_err();
     assert!(error.to_string().contains("16"), "{error}");
     for round in 0..50_u16 {

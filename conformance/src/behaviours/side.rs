@@ -9,8 +9,7 @@ use crate::wait::{self, LONG};
 /// A receiver report without report blocks (RFC 3550 section 6.4.2).
 const RTCP: [u8; 8] = [0x80, 201, 0, 1, 0, 0, 0, 7];
 /// A STUN binding request without attributes (RFC 8489 section 5).
-const STUN: [u8; 20] =
-    [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+const STUN: [u8; 20] = [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
 /// A DTLS 1.2 handshake record (RFC 6347 section 4.1).
 const DTLS: [u8; 14] = [22, 254, 253, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1];
 

@@ -64,7 +64,8 @@ pub(crate) fn settings_change_while_running(h: &Harness) -> Result<(), NotRun> {
     });
     let error = rig.rx.set_simulated(SimConfig { burst: 0, ..SIM }).unwrap_err();
     assert!(error.is_usage() && error.to_string().contains("burst 0"), "{error}");
-    let error = h.rig(|builder| builder).rx.set_simulated(SIM).unwrap_err();
+    let unsimulated = h.rig(|builder| builder);
+    let error = unsimulated.rx.set_simulated(SIM).unwrap_err();
     assert!(error.is_usage(), "{error}");
     Ok(())
 }

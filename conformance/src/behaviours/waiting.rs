@@ -120,15 +120,13 @@ pub(crate) fn the_descriptor_tells_by_edge(h: &Harness) {
 }
 
 pub(crate) fn a_batch_waits_for_its_threshold(h: &Harness) {
-    let mut rig =
-        h.rig(|builder| builder.wake_threshold(8).max_latency(Duration::from_secs(60)));
+    let mut rig = h.rig(|builder| builder.wake_threshold(8).max_latency(Duration::from_secs(60)));
     let sender = rig.sender();
     for round in 0..20 {
         assert_heard(&rig.hear_present(), []);
         let first = round * 8;
         sender.send_all(first..first + 7);
-        // Once they are in the counters, whoever was to be woken has been.
-        rig.line.settle();
+        rig.let_engine_come_round();
         assert!(!readable(&rig.rx, ms(0)), "round {round}");
         sender.send(first + 7);
         assert!(readable(&rig.rx, LONG), "round {round}");
