@@ -155,9 +155,11 @@ fn stream(
     let mut sender =
         Sender::new(source, Pacing::Launch, ends_there, false, Replay::default(), 0x5254_5000);
     let all_sent = AtomicBool::new(false);
+    let mut duration = Duration::ZERO;
     let digest = thread::scope(|scope| {
         let listening = scope.spawn(|| listen(receiver, &all_sent, stop));
         let sent = send(&mut sender, transmitter, &mut screen, stop);
+        duration = sender.elapsed();
         all_sent.store(true, Ordering::Release);
         let heard = listening
             .join()
@@ -167,10 +169,10 @@ fn stream(
     screen.panel.clear();
     let mut transmitted = transmit_stream(&transmit.counters(), known.clone());
     transmitted.payload_bytes = sender.payload_bytes();
-    transmitted.duration_s = sender.elapsed().as_secs_f64();
+    transmitted.duration_s = duration.as_secs_f64();
     Ok(Outcome {
         engine: screen.engine,
-        duration: sender.elapsed(),
+        duration,
         transmit: transmitted,
         received: received(&receive.snapshot(), screen.receive_leg, true),
         digest,
