@@ -447,6 +447,10 @@ impl<M: Memory> ReceiveCore<M> {
         add(&mut self.counters.published, tally.published);
         add(&mut self.counters.gap_positions, tally.lost_positions);
         add(&mut self.counters.epochs, tally.epochs);
+        if let Some(room) = self.room() {
+            let used = u64::from(self.slot_count).saturating_sub(room);
+            self.counters.high_watermark = self.counters.high_watermark.max(used);
+        }
     }
 
     /// Makes everything placed so far visible and accounts for readers that were overrun. Returns
@@ -459,10 +463,6 @@ impl<M: Memory> ReceiveCore<M> {
         let demoted =
             self.readers.demote_stalled(now_ns, self.config.stall_ns, claim, self.slot_count);
         add(&mut self.counters.readers_demoted, u64::from(demoted));
-        if let Some(limit) = self.limit {
-            let used = u64::from(self.slot_count).wrapping_sub(limit.wrapping_sub(claim));
-            self.counters.high_watermark = self.counters.high_watermark.max(used);
-        }
         news
     }
 

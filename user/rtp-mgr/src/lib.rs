@@ -45,16 +45,17 @@ pub mod config;
 pub mod context;
 mod engine;
 pub mod error;
-#[allow(dead_code)] // Transmit and attach come next.
+mod handshake;
 mod layout;
 pub mod leg;
 pub mod net;
 mod poll;
 pub mod probe;
+mod publish;
 pub mod reader;
 pub mod receiver;
 pub mod rtcp;
-#[allow(dead_code)] // Transmit and attach come next.
+mod runtime_dir;
 mod shm;
 pub mod side_channel;
 pub mod socket;

@@ -218,6 +218,15 @@ impl<W: Wake> RingReader<W> {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn control(&self) -> &ControlPage {
+        &self.control
+    }
+
+    pub(crate) fn wake(&self) -> &W {
+        &self.wake
+    }
+
     pub(crate) fn missed(&self) -> u64 {
         self.missed
     }

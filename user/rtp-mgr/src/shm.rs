@@ -398,10 +398,6 @@ impl Room {
         Self { region }
     }
 
-    pub(crate) fn region(&self) -> &Arc<Region> {
-        &self.region
-    }
-
     /// The slots of `count` positions from `head` on, as the two runs that the ring's end cuts them
     /// into, each `slot_stride` bytes per slot.
     pub(crate) fn slots(&mut self, head: u64, count: usize) -> (&mut [u8], &mut [u8]) {

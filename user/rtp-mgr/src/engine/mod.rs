@@ -15,9 +15,11 @@ pub(crate) mod worker;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::attach::StreamInfo;
 use crate::config::{Engine, EngineKind};
-use crate::error::Error;
+use crate::error::{Error, Warning};
 use crate::probe::DEVICE;
+use crate::publish::Server;
 use crate::stats::StreamId;
 
 /// Which engine runs a stream, and why.
@@ -31,6 +33,22 @@ pub(crate) fn choose(engine: Engine) -> Result<(EngineKind, String), Error> {
         Engine::User => Ok((EngineKind::User, "asked for".into())),
         Engine::Auto => Ok((EngineKind::User, missing)),
         Engine::Kernel => Err(Error::KernelEngine { reason: missing }),
+    }
+}
+
+/// The door through which other processes find a stream: it must open for one with a name, and is
+/// missed but not needed for others.
+fn open_door(
+    info: &StreamInfo,
+    announce: bool,
+    warnings: &mut Vec<Warning>,
+) -> Result<Option<Server>, Error> {
+    match &info.name {
+        Some(name) => Server::open(name).map(Some),
+        None if announce => Ok(Server::open(&info.id.to_string())
+            .map_err(|error| warnings.push(Warning::new(format!("not listed: {error}"))))
+            .ok()),
+        None => Ok(None),
     }
 }
 

@@ -415,13 +415,14 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         // The figures first: they are never behind what a reader has.
         self.core.tally();
         self.publish_figures(now_ns);
+        let demoted = self.core.counters_mut().readers_demoted;
         let news = self.core.flush(&self.memory.ring(), now_ns);
         let mut wakeups = 0;
         for at in 0..READERS_MAX {
             wakeups += u64::from(self.notify(at, news, now_ns));
         }
-        if wakeups > 0 {
-            let counters = self.core.counters_mut();
+        let counters = self.core.counters_mut();
+        if wakeups > 0 || counters.readers_demoted != demoted {
             counters.wakeups = counters.wakeups.wrapping_add(wakeups);
             self.publish_counters(now_ns);
         }

@@ -6,6 +6,7 @@
 //! One lock per stream, taken by the engine thread for each event and by users for what they ask
 //! for; nothing waits while it is held, except that `stop` takes what the sockets still have.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,21 +21,24 @@ use rtp_mgr_ring::staging::Order;
 use rtp_mgr_ring::view::{Block, ControlView, RingView};
 use rustix::event::epoll::EventFlags;
 
-use super::new_id;
 use super::receive::{
     LegSockets, Parts, ReaderPort, ReceiveMemory, ReceiveStream, SideSink, address_bytes,
     slots_needed,
 };
 use super::worker::{NEVER, Registration, Task, new_event, signal};
-use crate::config::ReceiveConfig;
+use super::{new_id, open_door};
+use crate::attach::StreamInfo;
+use crate::config::{self, EngineKind, ReceiveConfig};
 use crate::context::Context;
 use crate::error::{Error, Warning};
+use crate::handshake;
 use crate::layout::Shape;
 use crate::leg::Leg;
+use crate::publish::{self, Host, Server};
 use crate::shm::{ControlPage, Region};
 use crate::side_channel::{SideChannel, SidePacket};
 use crate::socket::{ReceiveOptions, ReceiveSocket, SocketWarning, buffer_for};
-use crate::stats::{Direction, State};
+use crate::stats::{Direction, State, StreamId};
 
 /// How much of the expected rate the socket buffer holds while the engine is kept from running.
 const SOCKET_HOLD: Duration = Duration::from_millis(200);
@@ -99,21 +103,30 @@ impl OwnPort {
     }
 }
 
+/// The place of a reader in another process.
+pub(crate) struct PeerPort {
+    page: ControlPage,
+    socket: Arc<OwnedFd>,
+}
+
 /// Where the engine finds a reader.
 pub(crate) enum Port {
     Own(Arc<OwnPort>),
+    Peer(PeerPort),
 }
 
 impl ReaderPort for Port {
     fn control(&self) -> ControlView<'_> {
         match self {
             Self::Own(port) => port.page.view(),
+            Self::Peer(port) => port.page.view(),
         }
     }
 
     fn wake(&self) {
         match self {
             Self::Own(port) => signal(&port.event),
+            Self::Peer(port) => publish::wake(port.socket.as_fd()),
         }
     }
 }
@@ -125,6 +138,7 @@ pub(crate) struct ReceiveTask {
     region: Arc<Region>,
     side: SideChannel,
     failed: AtomicBool,
+    info: StreamInfo,
     serving: Mutex<Serving>,
 }
 
@@ -132,6 +146,7 @@ pub(crate) struct ReceiveTask {
 struct Serving {
     stream: Option<Stream>,
     registration: Option<Registration>,
+    server: Option<Server>,
 }
 
 /// A stream that was opened.
@@ -166,8 +181,11 @@ impl ReceiveTask {
             side: side.clone(),
             max_latency_ns: nanos(config.max_latency),
         });
-        let serving = Mutex::new(Serving { stream: Some(stream), registration: None });
-        let task = Arc::new(Self { region, side, failed: AtomicBool::new(false), serving });
+        let info = info(config, &region);
+        let server = open_door(&info, config.announce, &mut warnings)?;
+        let serving = Mutex::new(Serving { stream: Some(stream), registration: None, server });
+        let failed = AtomicBool::new(false);
+        let task = Arc::new(Self { region, side, failed, info, serving });
         Ok(Opened { task, local, warnings })
     }
 
@@ -183,6 +201,9 @@ impl ReceiveTask {
             if let Some(socket) = stream.rtcp_fd(leg) {
                 registration.watch(socket, TAG_RTCP + leg as u16, EventFlags::IN)?;
             }
+        }
+        if let Some(server) = &serving.server {
+            server.watch(&registration)?;
         }
         self.region.set_state(State::Running);
         registration.kick();
@@ -246,10 +267,12 @@ impl ReceiveTask {
     /// Ends the stream. What is in the ring stays.
     pub(crate) fn stop(&self) {
         let mut serving = self.serving();
-        serving.unwatch();
+        let registration = serving.unwatch();
         if let Some(mut stream) = serving.stream.take() {
             stream.stop();
         }
+        // Attached readers are to see the end of the stream before that of the connection.
+        serving.close_door(registration);
         self.side.close();
     }
 }
@@ -261,13 +284,21 @@ impl Serving {
         }
     }
 
-    /// Has the thread wait for nothing of this stream any more.
-    fn unwatch(&mut self) {
-        let Some(registration) = self.registration.take() else { return };
-        let Some(stream) = &self.stream else { return };
-        for leg in 0..stream.legs() {
-            stream.rtp_fd(leg).into_iter().for_each(|socket| registration.unwatch(socket));
-            stream.rtcp_fd(leg).into_iter().for_each(|socket| registration.unwatch(socket));
+    /// Has the thread wait for no socket of this stream any more.
+    fn unwatch(&mut self) -> Option<Registration> {
+        let registration = self.registration.take()?;
+        if let Some(stream) = &self.stream {
+            for leg in 0..stream.legs() {
+                stream.rtp_fd(leg).into_iter().for_each(|socket| registration.unwatch(socket));
+                stream.rtcp_fd(leg).into_iter().for_each(|socket| registration.unwatch(socket));
+            }
+        }
+        Some(registration)
+    }
+
+    fn close_door(&mut self, registration: Option<Registration>) {
+        if let (Some(server), Some(registration)) = (self.server.take(), &registration) {
+            server.close(registration);
         }
     }
 }
@@ -275,7 +306,15 @@ impl Serving {
 impl Task for ReceiveTask {
     fn ready(&self, tag: u16) -> u64 {
         let mut serving = self.serving();
-        let Some(stream) = &mut serving.stream else { return NEVER };
+        let Serving { stream: Some(stream), registration, server } = &mut *serving else {
+            return NEVER;
+        };
+        if Server::has_tag(tag) {
+            if let (Some(server), Some(registration)) = (server, registration) {
+                server.ready(tag, registration, &mut Guests { stream, task: self });
+            }
+            return stream.deadline();
+        }
         let result = match tag {
             TAG_RTCP.. => stream.receive_rtcp(usize::from(tag - TAG_RTCP)),
             leg => stream.receive(leg.into()).map(|_| ()),
@@ -296,12 +335,71 @@ impl Task for ReceiveTask {
     fn failed(&self) {
         self.failed.store(true, Ordering::Release);
         let mut serving = self.serving();
-        serving.unwatch();
+        let registration = serving.unwatch();
         self.region.set_state(State::Stopped);
         if let Some(stream) = serving.stream.take() {
             stream.wake_all();
         }
+        serving.close_door(registration);
         self.side.close();
+    }
+}
+
+/// The stream as readers of other processes have it.
+struct Guests<'a> {
+    stream: &'a mut Stream,
+    task: &'a ReceiveTask,
+}
+
+impl Host for Guests<'_> {
+    fn describe(&self) -> String {
+        handshake::describe(&self.task.info)
+    }
+
+    fn share(&self) -> io::Result<OwnedFd> {
+        self.task.region.share()
+    }
+
+    fn attach(
+        &mut self,
+        mode: config::Mode,
+        socket: &Arc<OwnedFd>,
+    ) -> Result<(usize, OwnedFd), String> {
+        if self.task.info.name.is_none() {
+            return Err("its owner has not published it under a name".into());
+        }
+        let mode = match mode {
+            config::Mode::Lossy => Mode::Lossy,
+            config::Mode::Reliable if self.task.info.allow_reliable => Mode::Reliable,
+            config::Mode::Reliable => {
+                return Err("its owner does not allow reliable readers (allow_reliable); attach \
+                            without asking for it"
+                    .into());
+            }
+        };
+        let (page, file) = ControlPage::create(0).map_err(|error| error.to_string())?;
+        let port = Port::Peer(PeerPort { page, socket: socket.clone() });
+        let reader = self.stream.add_reader(mode, true, port);
+        reader.map(|reader| (reader, file)).ok_or_else(|| "it has 16 readers already".into())
+    }
+
+    fn detach(&mut self, reader: usize) {
+        self.stream.remove_reader(reader);
+    }
+}
+
+/// What others are told of the stream.
+fn info(config: &ReceiveConfig, region: &Region) -> StreamInfo {
+    let header = region.layout().header();
+    StreamInfo {
+        id: StreamId(header.stream_id),
+        name: config.publish.clone(),
+        engine: EngineKind::User,
+        direction: Direction::Receive,
+        owner_pid: header.owner_pid,
+        owner_uid: header.owner_uid,
+        legs: config.legs.iter().map(ToString::to_string).collect(),
+        allow_reliable: config.allow_reliable,
     }
 }
 

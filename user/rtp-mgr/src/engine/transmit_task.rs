@@ -6,6 +6,7 @@
 //! One lock per stream, taken by the engine thread for each event and by the writer only to end the
 //! stream; committing takes none.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,17 +16,20 @@ use rtp_mgr_ring::abi::LEGS_MAX;
 use rtp_mgr_ring::pace::{Pacer, Rate};
 use rustix::event::epoll::EventFlags;
 
-use super::new_id;
 use super::transmit::{LegSockets, Parts, TransmitStream};
 use super::worker::{NEVER, Registration, Task, drain, new_event, signal};
-use crate::config::TransmitConfig;
+use super::{new_id, open_door};
+use crate::attach::StreamInfo;
+use crate::config::{EngineKind, Mode, TransmitConfig};
 use crate::context::Context;
 use crate::error::{Error, Warning};
+use crate::handshake;
 use crate::layout::Shape;
 use crate::leg::Leg;
+use crate::publish::{Host, Server};
 use crate::shm::{ControlPage, Region};
 use crate::socket::{TransmitOptions, TransmitSocket};
-use crate::stats::{Direction, State};
+use crate::stats::{Direction, State, StreamId};
 
 /// Tags of the files: the writer's kick, and the legs from here on.
 const TAG_KICK: u16 = 0;
@@ -40,6 +44,7 @@ pub(crate) struct TransmitTask {
     /// Tells the engine that positions were committed.
     kick: OwnedFd,
     failed: AtomicBool,
+    info: StreamInfo,
     serving: Mutex<Serving>,
 }
 
@@ -47,6 +52,7 @@ pub(crate) struct TransmitTask {
 struct Serving {
     stream: Option<TransmitStream>,
     registration: Option<Registration>,
+    server: Option<Server>,
     /// Legs whose sockets were waited for before.
     watched: [bool; LEGS_MAX],
     warnings: Vec<Warning>,
@@ -86,14 +92,18 @@ impl TransmitTask {
             event: event.clone(),
             report: config.rtcp.then_some((config.clock_rate, cname)),
         });
+        let info = info(config, &region);
+        let server = open_door(&info, config.announce, &mut warnings)?;
         let serving = Mutex::new(Serving {
             stream: Some(stream),
             registration: None,
+            server,
             watched: [false; LEGS_MAX],
             warnings,
         });
         let failed = AtomicBool::new(false);
-        let task = Arc::new(Self { region, control, event, kick: new_event()?, failed, serving });
+        let kick = new_event()?;
+        let task = Arc::new(Self { region, control, event, kick, failed, info, serving });
         Ok(Opened { task, local })
     }
 
@@ -102,6 +112,9 @@ impl TransmitTask {
         let registration = context.serve(self.clone());
         registration.watch(&self.kick, TAG_KICK, EventFlags::IN)?;
         let mut serving = self.serving();
+        if let Some(server) = &serving.server {
+            server.watch(&registration)?;
+        }
         self.region.set_state(State::Running);
         serving.registration = Some(registration);
         Ok(())
@@ -182,6 +195,9 @@ impl Serving {
     fn unwatch(&mut self, kick: &OwnedFd) {
         let Some(registration) = self.registration.take() else { return };
         registration.unwatch(kick);
+        if let Some(server) = self.server.take() {
+            server.close(&registration);
+        }
         let Some(stream) = &self.stream else { return };
         for leg in (0..stream.legs()).filter(|leg| self.watched[*leg]) {
             stream.fd(leg).into_iter().for_each(|socket| registration.unwatch(socket));
@@ -193,6 +209,14 @@ impl Task for TransmitTask {
     fn ready(&self, tag: u16) -> u64 {
         if tag == TAG_KICK {
             drain(&self.kick);
+        }
+        if Server::has_tag(tag) {
+            let mut serving = self.serving();
+            if let Serving { server: Some(server), registration: Some(registration), .. } =
+                &mut *serving
+            {
+                server.ready(tag, registration, &mut Guests { task: self });
+            }
         }
         self.run()
     }
@@ -209,6 +233,42 @@ impl Task for TransmitTask {
         if let Some(stream) = serving.stream.take() {
             stream.wake();
         }
+    }
+}
+
+/// The stream as other processes have it: to be looked at.
+struct Guests<'a> {
+    task: &'a TransmitTask,
+}
+
+impl Host for Guests<'_> {
+    fn describe(&self) -> String {
+        handshake::describe(&self.task.info)
+    }
+
+    fn share(&self) -> io::Result<OwnedFd> {
+        self.task.region.share()
+    }
+
+    fn attach(&mut self, _: Mode, _: &Arc<OwnedFd>) -> Result<(usize, OwnedFd), String> {
+        Err("it is a transmit stream: only receive streams have readers".into())
+    }
+
+    fn detach(&mut self, _: usize) {}
+}
+
+/// What others are told of the stream.
+fn info(config: &TransmitConfig, region: &Region) -> StreamInfo {
+    let header = region.layout().header();
+    StreamInfo {
+        id: StreamId(header.stream_id),
+        name: config.publish.clone(),
+        engine: EngineKind::User,
+        direction: Direction::Transmit,
+        owner_pid: header.owner_pid,
+        owner_uid: header.owner_uid,
+        legs: config.legs.iter().map(ToString::to_string).collect(),
+        allow_reliable: false,
     }
 }
 
