@@ -132,7 +132,8 @@ impl<'a> Settings<'a> {
             return Ok(Feed::Own { receiver: Box::new(receiver), legs });
         };
         let mode = if self.args.reliable { Mode::Reliable } else { Mode::Lossy };
-        Attached::open(name, mode).map(Feed::Attached).map_err(Failure::library)
+        let attached = Attached::open(name, mode).map_err(Failure::library)?;
+        Ok(Feed::Attached(Box::new(attached)))
     }
 
     fn builder(&self) -> ReceiverBuilder {
@@ -206,7 +207,7 @@ pub enum Feed {
         legs: Vec<String>,
     },
     /// Received by another process.
-    Attached(Attached),
+    Attached(Box<Attached>),
 }
 
 impl Feed {
