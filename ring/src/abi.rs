@@ -472,7 +472,8 @@ words! {
         pub last_ns,
         /// How many times this leg brought a second copy (samples of the skew).
         pub skew_count,
-        /// Arrival on this leg less the first arrival: latest, nanoseconds.
+        /// Arrival on this leg less the first arrival: latest, nanoseconds. A two's complement
+        /// number: the copy that was read second may have arrived first.
         pub skew_last_ns,
         /// The least.
         pub skew_min_ns,

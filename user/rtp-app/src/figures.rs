@@ -144,10 +144,10 @@ fn describe(stream: &mut Stream, source: &SourceSnapshot) {
 
 fn leg(index: usize, figures: &LegFigures, address: Option<&String>) -> Leg {
     let skew = (figures.skew_count > 0).then(|| Skew {
-        latest: figures.skew_last_ns as f64 / 1e6,
-        min: figures.skew_min_ns as f64 / 1e6,
-        mean: figures.skew_sum_ns as f64 / figures.skew_count as f64 / 1e6,
-        max: figures.skew_max_ns as f64 / 1e6,
+        latest: skew_ms(figures.skew_last_ns),
+        min: skew_ms(figures.skew_min_ns),
+        mean: skew_ms(figures.skew_sum_ns) / figures.skew_count as f64,
+        max: skew_ms(figures.skew_max_ns),
     });
     Leg {
         leg: index as u8 + 1,
@@ -166,6 +166,11 @@ fn leg(index: usize, figures: &LegFigures, address: Option<&String>) -> Leg {
         external_drops: figures.external_drops,
         socket_buffer: figures.socket_buffer,
     }
+}
+
+/// Milliseconds of a skew in nanoseconds, a two's complement number in the shared memory.
+fn skew_ms(ns: u64) -> f64 {
+    ns as i64 as f64 / 1e6
 }
 
 /// The ring as a whole.
@@ -323,6 +328,20 @@ mod tests {
                 ..SourceFigures::default()
             },
         }
+    }
+
+    #[test]
+    fn a_leg_whose_copy_was_read_second_and_came_first_lies_ahead() {
+        let figures = LegFigures {
+            skew_count: 2,
+            skew_last_ns: -1_000_000_i64 as u64,
+            skew_min_ns: -1_000_000_i64 as u64,
+            skew_max_ns: 500_000,
+            skew_sum_ns: -500_000_i64 as u64,
+            ..LegFigures::default()
+        };
+        let skew = leg(0, &figures, None).skew_ms.expect("there are samples");
+        assert_eq!([skew.latest, skew.min, skew.mean, skew.max], [-1.0, -1.0, -0.25, 0.5]);
     }
 
     #[test]
