@@ -183,7 +183,11 @@ pub struct RxArgs {
     /// Let the kernel coalesce packets (GRO) [default: on where it works]
     #[arg(long, value_name = "on|off")]
     pub gro: Option<OnOff>,
-    /// The ring has 2^N positions [default: 10, or what --reorder needs at the --expected-rate]
+    /// Sources whose figures are kept apart; packets of further ones arrive uncounted by source
+    #[arg(long, value_name = "SOURCES", value_parser = text(sources))]
+    pub sources: Option<u32>,
+    /// The ring has 2^N positions [default: 10, 13 with --out or --pcap, or what --reorder needs at
+    /// the --expected-rate]
     #[arg(long, value_name = "N", value_parser = text(ring_order))]
     pub ring_order: Option<u8>,
     /// Bytes of a slot; a longer packet is dropped and counted [default: 2048]
@@ -201,7 +205,7 @@ pub struct RxArgs {
     /// Read the ring that another process publishes under this name, instead of a socket
     #[arg(long, value_name = "NAME", value_parser = text(stream_name),
           conflicts_with_all = ["legs", "bind", "port", "interface", "publish", "reorder", "gro",
-                                "exact_times", "expected_rate", "slot_stride", "ring_order",
+                                "exact_times", "expected_rate", "slot_stride", "ring_order", "sources",
                                 "ssrc", "payload_type", "clock_rates", "sdp"])]
     pub attach: Option<String>,
     /// With --attach: be a reliable reader (the owner must allow it)
@@ -641,6 +645,11 @@ fn ring_order(value: &str) -> Result<u8, String> {
     use rtp_mgr_ring::abi::{RING_ORDER_MAX, RING_ORDER_MIN};
     whole(value, "a ring order", RING_ORDER_MIN.into(), RING_ORDER_MAX.into())
         .map(|order| order as u8)
+}
+
+fn sources(value: &str) -> Result<u32, String> {
+    whole(value, "a number of sources", 1, rtp_mgr_ring::abi::SOURCES_MAX.into())
+        .map(|sources| sources as u32)
 }
 
 fn slot_stride(value: &str) -> Result<u32, String> {

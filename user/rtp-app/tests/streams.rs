@@ -421,6 +421,38 @@ fn a_bye_ends_rx_only_when_every_source_has_left() {
 }
 
 #[test]
+fn a_thousand_sources_share_a_ring_and_each_has_its_figures() {
+    let port = free_port();
+    let mut rx = listening(port, &["--json", "--interval", "0.05", "--ring-order", "13"]);
+    let sender = Sender::to(port);
+    for sequence in [0, 1, 3] {
+        for ssrc in 0..1000 {
+            // Every tenth has no gap.
+            let sequence = if ssrc % 10 == 0 { sequence.min(2) } else { sequence };
+            sender.send_as(ssrc, sequence, &[0; 160]);
+        }
+        let packets = if sequence == 3 { 3 } else { u64::from(sequence) + 1 };
+        // One round at a time: the sockets of a small machine hold a thousand packets.
+        rx.json(|report| {
+            let streams = report["streams"].as_array().expect("streams");
+            streams.len() == 1000 && streams.iter().all(|s| s["packets"].as_u64() == Some(packets))
+        });
+    }
+    rx.signal(Signal::TERM);
+    let report = rx.end().good().last_report();
+    balances(&report);
+    let streams = report["streams"].as_array().expect("streams");
+    assert_eq!(streams.len(), 1000);
+    for stream in streams {
+        let gap = u64::from(stream["ssrc"].as_u64().expect("an SSRC") % 10 != 0);
+        assert_eq!(stream["lost"].as_u64(), Some(gap), "{stream}");
+        assert_eq!(stream["expected"].as_u64(), Some(3 + gap), "{stream}");
+    }
+    assert_eq!(streams[0]["ring"]["received"], 3000);
+    assert_eq!(streams[0]["ring"]["lost"], 900);
+}
+
+#[test]
 fn filters_leave_others_out_and_count_them() {
     let port = free_port();
     let mut rx = listening(port, &["--json", "--ssrc", "2"]);

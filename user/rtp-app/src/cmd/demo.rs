@@ -261,11 +261,10 @@ impl Screen<'_> {
         if self.panel.visible() {
             let mut lines = vec![
                 format!(
-                    "tx  {}  sent {} packets, late {}  [{} engine]",
+                    "tx  {}  sent {} packets, late {}",
                     text::bar(share(payload)),
                     text::grouped(transmit.sent),
                     transmit.sent_late,
-                    self.engine
                 ),
                 format!("rx  {}", text::bar(share(snapshot.counters.bytes))),
             ];

@@ -17,6 +17,8 @@ use crate::media::sdp::Description;
 
 /// How long gaps stay open when nobody says.
 const REORDER_DEFAULT: Duration = Duration::from_millis(20);
+/// Ring order when a file is written: 8,192 positions are 63 ms at 130,000 packets/s.
+const RING_ORDER_FILES: u8 = 13;
 /// Bytes of a packet, to size the socket buffer for an expected rate.
 const PACKET_LEN: usize = 1_500;
 
@@ -149,8 +151,11 @@ impl<'a> Settings<'a> {
         if let Some(reorder) = self.reorder() {
             builder = builder.ordered(reorder);
         }
-        if let Some(order) = args.ring_order {
+        if let Some(order) = self.ring_order() {
             builder = builder.ring_order(order);
+        }
+        if let Some(sources) = args.sources {
+            builder = builder.sources(sources);
         }
         if let Some(stride) = args.slot_stride {
             builder = builder.slot_stride(stride);
@@ -180,6 +185,14 @@ impl<'a> Settings<'a> {
     fn reorder(&self) -> Option<Duration> {
         let wanted = self.args.out.is_some() || self.legs.len() > 1;
         self.args.reorder.or(wanted.then_some(REORDER_DEFAULT))
+    }
+
+    /// Writing a file can take a while now and then: the ring holds what arrives meanwhile. With an
+    /// expected rate the library knows what is needed.
+    fn ring_order(&self) -> Option<u8> {
+        let files = self.args.out.is_some() || self.args.pcap.is_some();
+        let unknown = self.args.expected_rate.is_none();
+        self.args.ring_order.or((files && unknown).then_some(RING_ORDER_FILES))
     }
 
     /// What the format says, then what `--clock-rate` says, which counts more.
