@@ -226,6 +226,10 @@ impl ReceiveConfig {
             check_name(name)?;
         }
         if let Some(sim) = &self.simulated {
+            if sim.framing == Framing::Raw && self.reorder.is_some() {
+                let accepted = "accepted: for a simulated stream framed as RTP";
+                return Err(Error::argument("ordered", "with a raw simulated stream", accepted));
+            }
             check_sim(sim, self.slot_stride)?;
         }
         Ok(ring_order)

@@ -140,9 +140,6 @@ pub enum Error {
         /// What it said.
         source: io::Error,
     },
-    /// This build cannot do it.
-    #[error("{0} is not in this build")]
-    NotInThisBuild(&'static str),
 }
 
 impl Error {

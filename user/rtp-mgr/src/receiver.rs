@@ -315,8 +315,12 @@ impl Receiver {
     /// # Errors
     /// The stream is not simulated, a value is out of its range, or the engine has ended.
     pub fn set_simulated(&self, sim: SimConfig) -> Result<(), Error> {
-        let _ = sim;
-        Err(Error::NotInThisBuild("set_simulated"))
+        if self.config.simulated.is_none() {
+            let accepted = "accepted: for a simulated stream";
+            return Err(Error::argument("simulated", "of a stream with legs", accepted));
+        }
+        ReceiveConfig { simulated: Some(sim), ..self.config.clone() }.check()?;
+        self.task.set_simulated(sim)
     }
 
     /// Address and port that a leg (0 or 1) is bound to.

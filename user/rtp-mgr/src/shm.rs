@@ -278,8 +278,7 @@ impl Region {
         });
     }
 
-    /// The slots, for the engine's socket calls. Only for the region's owner, and only once: two of
-    /// them would hand out the same slots.
+    /// The slots, as the engine writes them or sends from them. Only for the region's owner.
     pub(crate) fn slot_memory(self: &Arc<Self>) -> SlotMemory {
         let part = self.layout.slots();
         assert!(part.offset + part.len <= self.mapping.len, "the owner maps all of its region");

@@ -5,8 +5,11 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use rtp_mgr::ring::abi::StreamCounters;
-use rtp_mgr::ring::header;
-use rtp_mgr::{Cause, Context, Engine, Item, Kind, Leg, Mode, Receiver, ReceiverBuilder, State};
+use rtp_mgr::ring::{header, pattern};
+use rtp_mgr::{
+    Cause, Context, Engine, Framing, Item, Kind, Leg, Mode, Receiver, ReceiverBuilder, SimConfig,
+    State,
+};
 
 const LONG: Duration = Duration::from_secs(10);
 
@@ -262,4 +265,29 @@ fn the_kernel_engine_is_refused_with_how_to_load_it_and_auto_says_why_not() {
     assert!(refused.contains("modprobe rtp_mgr"), "{refused}");
     let rx = builder().engine(Engine::Auto).open().unwrap();
     assert!(rx.engine_reason().contains("/dev/rtp_mgr"), "{}", rx.engine_reason());
+}
+
+#[test]
+fn a_simulated_source_fills_the_ring_with_its_pattern() {
+    for framing in [Framing::Raw, Framing::Rtp] {
+        let sim =
+            SimConfig { interval: Duration::from_millis(1), burst: 10, packet_len: 100, framing };
+        let mut rx = Receiver::builder().simulated(sim).announce(false).open().unwrap();
+        let mut next = 0;
+        while next < 500 {
+            for item in &rx.read(LONG).unwrap().unwrap() {
+                let Item::Packet(packet) = item else { panic!("{item:?}") };
+                assert_eq!(pattern::check(packet.payload()), Some(next));
+                assert_eq!(packet.raw(), framing == Framing::Raw);
+                next += 1;
+            }
+        }
+        let stats = rx.stats();
+        wait_for("the bytes to be consumed", || stats.counters().bytes_consumed >= 50_000);
+        rx.stop().unwrap();
+        let counters = stats.counters();
+        assert_eq!(counters.bytes_produced, counters.bursts * 1_000);
+        assert_eq!(counters.bytes_overflowed, 0);
+        assert!(balances(&counters));
+    }
 }

@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `worker` | a thread: epoll, timers, whom to call |
 //! | `receive`, `receive_task` | a receive stream: its loop body; the stream as a thread serves it |
+//! | `simulate` | the simulated DMA engine, in the place of sockets |
 //! | `transmit`, `transmit_task` | a transmit stream, likewise |
 
 pub(crate) mod receive;
 pub(crate) mod receive_task;
+pub(crate) mod simulate;
 pub(crate) mod transmit;
 pub(crate) mod transmit_task;
 pub(crate) mod worker;

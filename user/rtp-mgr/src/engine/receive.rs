@@ -19,7 +19,8 @@ use rtp_mgr_ring::staging::Entry;
 use rtp_mgr_ring::table::{Flow, SourceEntry};
 use rtp_mgr_ring::view::{Block, ControlView, RingView};
 
-use crate::clock::{self, Clock};
+use super::simulate::{Consumption, Simulator, Sink};
+use crate::clock::{self, Arrival, Clock};
 use crate::net::{MessageInfo, RECEIVE_SEGMENTS_MAX, RecvBatch, SlotMemory};
 use crate::rtcp::Compound;
 use crate::side_channel::SidePacket;
@@ -148,6 +149,8 @@ pub(crate) struct ReceiveStream<M, P, S> {
     clock: Clock,
     max_latency_ns: u64,
     housekeeping_ns: u64,
+    /// What stands in for sockets, and what became of its bytes.
+    simulated: Option<(Simulator, Consumption)>,
 }
 
 impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
@@ -174,6 +177,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             clock: Clock::new(),
             max_latency_ns: parts.max_latency_ns,
             housekeeping_ns: 0,
+            simulated: None,
             memory: parts.memory,
         };
         for (leg, state) in stream.legs.iter().enumerate() {
@@ -360,10 +364,35 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         Ok(())
     }
 
+    /// Feeds the stream by a simulated source. `start` is the ring's first position.
+    pub(crate) fn simulate(&mut self, simulator: Simulator, slot_count: usize, start: u64) {
+        self.simulated = Some((simulator, Consumption::new(slot_count, start)));
+    }
+
+    /// The simulated source.
+    pub(crate) fn simulator(&mut self) -> Option<&mut Simulator> {
+        self.simulated.as_mut().map(|(simulator, _)| simulator)
+    }
+
+    /// Produces what is due of the simulated source.
+    fn produce(&mut self, now_ns: u64) {
+        let Some((simulator, consumption)) = &mut self.simulated else { return };
+        if let Some(tail) = slowest_tail(&self.core) {
+            let bytes = consumption.release(tail);
+            let counters = self.core.counters_mut();
+            counters.bytes_consumed = counters.bytes_consumed.wrapping_add(bytes);
+        }
+        let arrival =
+            Arrival { monotonic_ns: now_ns, tai_ns: self.clock.tai_from_monotonic(now_ns) };
+        let memory = &self.memory;
+        simulator.run(&mut Produced { core: &mut self.core, memory, consumption, arrival }, now_ns);
+    }
+
     /// Does what is due at this time.
     pub(crate) fn tick(&mut self) {
         let now = clock::monotonic_ns();
         self.learn_tails(now);
+        self.produce(now);
         if now.saturating_sub(self.housekeeping_ns) >= HOUSEKEEPING_NS {
             self.housekeeping_ns = now;
             self.look_at_sockets();
@@ -381,7 +410,9 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             reader.waiting_since.map(|since| since.saturating_add(self.max_latency_ns))
         });
         let housekeeping = self.housekeeping_ns.saturating_add(HOUSEKEEPING_NS);
-        waiting.chain(self.core.next_deadline()).chain([housekeeping]).min().unwrap_or(housekeeping)
+        let simulated = self.simulated.as_ref().map(|(simulator, _)| simulator.due_ns());
+        let all = waiting.chain(self.core.next_deadline()).chain(simulated).chain([housekeeping]);
+        all.min().unwrap_or(housekeeping)
     }
 
     /// Ends the stream: takes what the sockets still hold, gives up gaps, wakes everybody.
@@ -395,6 +426,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         }
         self.look_at_sockets();
         let now = clock::monotonic_ns();
+        self.learn_tails(now);
         self.core.finish(&self.memory.ring());
         self.flush(now);
         self.memory.set_stopped();
@@ -496,6 +528,60 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         let tai = self.clock.tai_offset();
         self.memory.set_clock(tai.seconds, tai.valid, self.clock.generation());
     }
+}
+
+/// The ring, as a simulated source fills it.
+struct Produced<'a, M> {
+    core: &'a mut ReceiveCore<Heap>,
+    memory: &'a M,
+    consumption: &'a mut Consumption,
+    arrival: Arrival,
+}
+
+impl<M: ReceiveMemory> Sink for Produced<'_, M> {
+    fn slot(&mut self) -> Option<u32> {
+        take_slot(self.core)
+    }
+
+    fn produced(&mut self, slot: u32, bytes: &[u8], number: u64, pattern_len: usize, raw: bool) {
+        let packet = Packet {
+            slot,
+            len: bytes.len() as u32,
+            truncated: false,
+            coalesced: false,
+            leg: 0,
+            arrival_ns: self.arrival.monotonic_ns,
+            time_ns: self.arrival.tai_ns,
+            flow: Flow::default(),
+        };
+        let view = self.memory.ring();
+        let verdict = match raw {
+            true => self.core.raw(&view, &packet, number),
+            false => self.core.packet(&view, &packet, bytes),
+        };
+        let len = pattern_len as u64;
+        let counters = self.core.counters_mut();
+        if verdict == Verdict::Kept {
+            counters.bytes_produced = counters.bytes_produced.wrapping_add(len);
+            self.consumption.push(pattern_len as u32);
+        } else {
+            counters.bytes_overflowed = counters.bytes_overflowed.wrapping_add(len);
+            self.core.give_back(slot);
+        }
+    }
+
+    fn burst(&mut self) {
+        let counters = self.core.counters_mut();
+        counters.bursts = counters.bursts.wrapping_add(1);
+    }
+}
+
+/// The tail of the slowest reader; `None` without readers.
+fn slowest_tail(core: &ReceiveCore<Heap>) -> Option<u64> {
+    let readers = (0..READERS_MAX).map(|at| core.readers().status(at));
+    let tails = readers.filter(|status| status.active != 0).map(|status| status.tail);
+    let head = core.head();
+    tails.max_by_key(|tail| head.wrapping_sub(*tail))
 }
 
 /// Takes over what the readers say of themselves.

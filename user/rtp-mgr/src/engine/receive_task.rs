@@ -25,10 +25,12 @@ use super::receive::{
     LegSockets, Parts, ReaderPort, ReceiveMemory, ReceiveStream, SideSink, address_bytes,
     slots_needed,
 };
+use super::simulate::Simulator;
 use super::worker::{NEVER, Registration, Task, new_event, signal};
 use super::{new_id, open_door};
 use crate::attach::StreamInfo;
-use crate::config::{self, EngineKind, ReceiveConfig};
+use crate::clock::monotonic_ns;
+use crate::config::{self, EngineKind, ReceiveConfig, SimConfig};
 use crate::context::Context;
 use crate::error::{Error, Warning};
 use crate::handshake;
@@ -171,7 +173,7 @@ impl ReceiveTask {
         let slot_count = 1_usize << ring_order;
         let region = Arc::new(Region::create(&shape(config, &legs, slot_count), config.start)?);
         let side = SideChannel::new()?;
-        let stream = ReceiveStream::new(Parts {
+        let mut stream = ReceiveStream::new(Parts {
             memory: region.clone(),
             slots: region.slot_memory(),
             slot_count,
@@ -181,6 +183,10 @@ impl ReceiveTask {
             side: side.clone(),
             max_latency_ns: nanos(config.max_latency),
         });
+        if let Some(sim) = config.simulated {
+            let simulator = Simulator::new(sim, region.slot_memory(), monotonic_ns());
+            stream.simulate(simulator, slot_count, config.start);
+        }
         let info = info(config, &region);
         let server = open_door(&info, config.announce, &mut warnings)?;
         let serving = Mutex::new(Serving { stream: Some(stream), registration: None, server });
@@ -260,6 +266,17 @@ impl ReceiveTask {
         let mut serving = self.serving();
         let Some(stream) = &mut serving.stream else { return Err(Error::EngineGone) };
         stream.core().set_reorder_ns(nanos(reorder));
+        serving.kick();
+        Ok(())
+    }
+
+    /// Changes the simulated source.
+    pub(crate) fn set_simulated(&self, sim: SimConfig) -> Result<(), Error> {
+        let mut serving = self.serving();
+        let Some(stream) = &mut serving.stream else { return Err(Error::EngineGone) };
+        if let Some(simulator) = stream.simulator() {
+            simulator.set(sim, monotonic_ns());
+        }
         serving.kick();
         Ok(())
     }
@@ -489,7 +506,7 @@ fn core_config(config: &ReceiveConfig, legs: &[LegSockets], slot_count: usize) -
         order: config
             .reorder
             .map(|reorder| Order { reorder_ns: nanos(reorder), window: slot_count as u32 / 2 }),
-        legs: legs.len() as u8,
+        legs: legs.len().max(1) as u8,
         filter: Filter { ssrc: config.ssrc, payload_type: config.payload_type, sources },
         clock_rates,
         stall_ns: nanos(config.stall_limit),
