@@ -370,7 +370,7 @@ pub struct InspectArgs {
 #[derive(Clone, Debug, Args)]
 #[command(allow_negative_numbers = true)]
 pub struct ListArgs {
-    /// As one JSON line
+    /// As one JSON line per stream
     #[arg(long)]
     pub json: bool,
     /// Only the streams of this engine
@@ -382,10 +382,10 @@ pub struct ListArgs {
 #[derive(Clone, Debug, Args)]
 #[command(allow_negative_numbers = true)]
 pub struct StatArgs {
-    /// Name or id of a stream, as `list` shows it [default: the only one]
+    /// Name or id of a stream, as `list` shows it [default: all]
     #[arg(value_name = "STREAM")]
     pub stream: Option<String>,
-    /// As one JSON line
+    /// As one JSON line per stream
     #[arg(long)]
     pub json: bool,
     /// Only the streams of this engine

@@ -80,11 +80,24 @@ pub fn list(args: &ListArgs) -> Result<(), Failure> {
 /// # Errors
 /// No such stream; standard output.
 pub fn stat(args: &StatArgs) -> Result<(), Failure> {
-    let name = match &args.stream {
-        Some(name) => name.clone(),
-        None => the_only_one(&find(args.engine)?)?,
-    };
-    let (info, stats) = rtp_mgr::stat(&name).map_err(Failure::library)?;
+    if let Some(name) = &args.stream {
+        return stat_one(args, name);
+    }
+    let streams = find(args.engine)?;
+    if streams.is_empty() {
+        return Err(Failure::failed("no streams of this user run here"));
+    }
+    for (index, stream) in streams.iter().enumerate() {
+        if index > 0 && !args.json {
+            crate::print("\n")?;
+        }
+        stat_one(args, &stream.id.to_string())?;
+    }
+    Ok(())
+}
+
+fn stat_one(args: &StatArgs, name: &str) -> Result<(), Failure> {
+    let (info, stats) = rtp_mgr::stat(name).map_err(Failure::library)?;
     let snapshot = stats.snapshot();
     if args.json {
         return print_json(&info, &snapshot);
@@ -103,21 +116,6 @@ fn find(engine: EngineChoice) -> Result<Vec<StreamInfo>, Failure> {
         EngineChoice::User => stream.engine == EngineKind::User,
     });
     Ok(streams)
-}
-
-fn the_only_one(streams: &[StreamInfo]) -> Result<String, Failure> {
-    match streams {
-        [] => Err(Failure::failed("no streams of this user run here")),
-        [one] => Ok(one.id.to_string()),
-        several => {
-            let ids: Vec<String> = several.iter().map(name).collect();
-            Err(Failure::usage(format!("STREAM: missing; accepted: {}", ids.join(", "))))
-        }
-    }
-}
-
-fn name(stream: &StreamInfo) -> String {
-    stream.name.clone().unwrap_or_else(|| stream.id.to_string())
 }
 
 fn direction(direction: Direction) -> &'static str {
