@@ -565,6 +565,274 @@ words! {
     }
 }
 
+/// The calls of `/dev/rtp_mgr`.
+///
+/// Every struct begins with its own `size` in bytes, as its caller knows it. The module takes a
+/// shorter one as if the rest were zero, and a longer one if what it does not know is zero (-E2BIG
+/// otherwise); it fills no more than the caller has room for. The size in the number of a call is not
+/// looked at.
+pub mod ioctl {
+    use super::{StreamCounters, IOCTL_MAGIC};
+
+    /// Number of a call, as `_IOWR` makes it.
+    const fn call(number: u32, size: usize) -> u32 {
+        3 << 30 | (size as u32) << 16 | (IOCTL_MAGIC as u32) << 8 | number
+    }
+
+    /// Which ABI the module has: [`Version`].
+    pub const VERSION: u32 = call(1, size_of::<Version>());
+    /// Make this file a stream: [`Create`].
+    pub const CREATE: u32 = call(2, size_of::<Create>());
+    /// Make this file a reader of another file's stream: [`Attach`].
+    pub const ATTACH: u32 = call(3, size_of::<Attach>());
+    /// Hand over a socket: [`AddLeg`].
+    pub const ADD_LEG: u32 = call(4, size_of::<AddLeg>());
+    /// Run the stream: [`Plain`].
+    pub const START: u32 = call(5, size_of::<Plain>());
+    /// Stop it; START resumes: [`Plain`].
+    pub const STOP: u32 = call(6, size_of::<Plain>());
+    /// Counters and state: [`Stats`].
+    pub const STATS: u32 = call(7, size_of::<Stats>());
+    /// Counters back to zero: [`Plain`].
+    pub const RESET_STATS: u32 = call(8, size_of::<Plain>());
+    /// Change a setting: [`Setting`].
+    pub const SET: u32 = call(9, size_of::<Setting>());
+    /// Read a setting: [`Setting`].
+    pub const GET: u32 = call(10, size_of::<Setting>());
+    /// Transmit: there is something to send: [`Plain`].
+    pub const KICK: u32 = call(11, size_of::<Plain>());
+    /// The streams of this user: [`List`].
+    pub const LIST: u32 = call(12, size_of::<List>());
+
+    /// [`Create::source`]: UDP legs, given by [`ADD_LEG`].
+    pub const SOURCE_UDP: u32 = 0;
+    /// [`Create::source`]: the simulated DMA engine.
+    pub const SOURCE_SIMULATED: u32 = 1;
+    /// [`Create::pattern`]: the pattern alone.
+    pub const PATTERN_RAW: u32 = 0;
+    /// [`Create::pattern`]: the pattern as payload of RTP packets.
+    pub const PATTERN_RTP: u32 = 1;
+    /// [`Create::reader`], [`Attach::reader`]: what it has not released is not overwritten.
+    pub const READER_RELIABLE: u32 = 0;
+    /// [`Create::reader`], [`Attach::reader`]: the oldest is overwritten.
+    pub const READER_LOSSY: u32 = 1;
+    /// [`Create::reader`]: this file reads nothing.
+    pub const READER_NONE: u32 = 2;
+    /// [`Create::reader_index`] of a file that reads nothing.
+    pub const NO_READER: u32 = u32::MAX;
+
+    /// [`Setting::key`]: time between bursts of the simulated DMA engine, nanoseconds,
+    /// 100,000 to 10,000,000,000.
+    pub const SETTING_INTERVAL_NS: u32 = 1;
+    /// [`Setting::key`]: packets in a burst, 1 to the positions of the ring.
+    pub const SETTING_BURST: u32 = 2;
+    /// [`Setting::key`]: longest that published packets wait for a reader's threshold, microseconds,
+    /// up to 10,000,000; 0: for ever.
+    pub const SETTING_MAX_LATENCY_US: u32 = 3;
+    /// [`Setting::key`]: how long gaps of an ordered stream stay open, nanoseconds.
+    pub const SETTING_REORDER_NS: u32 = 4;
+    /// [`Setting::key`]: packets per second of a transmit stream.
+    pub const SETTING_RATE: u32 = 5;
+    /// [`Setting::key`]: an attached reliable reader that holds the ring full for this long is made
+    /// lossy, nanoseconds, at least 1,000,000.
+    pub const SETTING_STALL_NS: u32 = 6;
+    /// [`Setting::key`]: bytes that one run of the simulated DMA engine's timer may produce, 4,096 to
+    /// 16,777,216.
+    pub const SETTING_BYTE_BUDGET: u32 = 7;
+    /// [`Setting::key`]: 1 lets other files attach as reliable readers.
+    pub const SETTING_ALLOW_RELIABLE: u32 = 8;
+
+    /// [`VERSION`]
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Version {
+        /// Bytes of this struct.
+        pub size: u32,
+        /// Out: [`super::ABI_MAJOR`].
+        pub abi_major: u16,
+        /// Out: [`super::ABI_MINOR`].
+        pub abi_minor: u16,
+        /// Out: bits of [`super::feature`] that streams of this module can have.
+        pub features: u64,
+        /// Out: the module's version, text that ends with zeros.
+        pub release: [u8; 32],
+    }
+
+    /// [`CREATE`]: 0 stands for the default of every number that has one.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Create {
+        /// Bytes of this struct.
+        pub size: u32,
+        /// [`super::DIRECTION_RECEIVE`] or [`super::DIRECTION_TRANSMIT`].
+        pub direction: u32,
+        /// None are defined: 0.
+        pub flags: u64,
+        /// Positions as a power of two; default: the module's parameter.
+        pub ring_order: u32,
+        /// Bytes of a slot; default 2,048.
+        pub slot_stride: u32,
+        /// Entries of the source table; default 16.
+        pub sources: u32,
+        /// One of the `SOURCE_` values.
+        pub source: u32,
+        /// Simulated: one of the `PATTERN_` values.
+        pub pattern: u32,
+        /// Simulated: bytes of a packet, up to `slot_stride`; default 1,024 or the slot, if smaller.
+        pub packet_len: u32,
+        /// Simulated: see [`SETTING_BURST`]; default 64 or the ring, if smaller.
+        pub burst: u32,
+        /// How this file reads: one of the `READER_` values.
+        pub reader: u32,
+        /// Simulated: see [`SETTING_INTERVAL_NS`]; default: the module's parameter.
+        pub interval_ns: u64,
+        /// Out: number of the stream.
+        pub id: u64,
+        /// Out: bytes of the region.
+        pub total_len: u64,
+        /// Out: which reader status page is this file's, or [`NO_READER`].
+        pub reader_index: u32,
+        /// 0.
+        pub reserved: u32,
+    }
+
+    /// [`ATTACH`]
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Attach {
+        /// Bytes of this struct.
+        pub size: u32,
+        /// A file of the stream, or -1: `id` says which stream (needs CAP_SYS_ADMIN).
+        pub fd: i32,
+        /// Number of the stream; 0 with a file.
+        pub id: u64,
+        /// [`READER_RELIABLE`] or [`READER_LOSSY`].
+        pub reader: u32,
+        /// None are defined: 0.
+        pub flags: u32,
+        /// Out: first position of this reader.
+        pub start: u64,
+        /// Out: bytes of the region.
+        pub total_len: u64,
+        /// Out: which reader status page is this file's.
+        pub reader_index: u32,
+        /// 0.
+        pub reserved: u32,
+    }
+
+    /// [`ADD_LEG`]
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct AddLeg {
+        /// Bytes of this struct.
+        pub size: u32,
+        /// A bound UDP socket.
+        pub fd: i32,
+        /// 0 or 1.
+        pub leg: u32,
+        /// None are defined: 0.
+        pub flags: u32,
+    }
+
+    /// A call without arguments.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Plain {
+        /// Bytes of this struct.
+        pub size: u32,
+        /// None are defined: 0.
+        pub flags: u32,
+    }
+
+    /// [`STATS`]
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Stats {
+        /// Bytes of this struct.
+        pub size: u32,
+        /// Out: one of the `STATE_` values.
+        pub state: u32,
+        /// Out: the words of [`StreamCounters`], a consistent state.
+        pub counters: [u64; StreamCounters::WORDS],
+    }
+
+    impl Default for Stats {
+        fn default() -> Self {
+            Self { size: 0, state: 0, counters: [0; StreamCounters::WORDS] }
+        }
+    }
+
+    /// [`SET`] and [`GET`]
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Setting {
+        /// Bytes of this struct.
+        pub size: u32,
+        /// One of the `SETTING_` values.
+        pub key: u32,
+        /// In or out: its value.
+        pub value: u64,
+    }
+
+    /// [`LIST`]
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct List {
+        /// Bytes of this struct.
+        pub size: u32,
+        /// Bytes from one entry to the next, as the caller knows [`ListEntry`].
+        pub entry_size: u32,
+        /// Address of the entries.
+        pub entries: u64,
+        /// In: entries that there is room for.
+        pub room: u32,
+        /// Out: streams that there are; the first `room` of them were written.
+        pub count: u32,
+    }
+
+    /// One stream of [`LIST`].
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct ListEntry {
+        /// Number of the stream.
+        pub id: u64,
+        /// Process that made it.
+        pub owner_pid: u32,
+        /// User that made it.
+        pub owner_uid: u32,
+        /// [`super::DIRECTION_RECEIVE`] or [`super::DIRECTION_TRANSMIT`].
+        pub direction: u32,
+        /// One of the `STATE_` values.
+        pub state: u32,
+        /// Bits of [`super::feature`].
+        pub features: u64,
+        /// Positions of the ring.
+        pub slot_count: u32,
+        /// Bytes of a slot.
+        pub slot_stride: u32,
+        /// Readers attached.
+        pub readers: u32,
+        /// 0.
+        pub reserved: u32,
+        /// Packets published.
+        pub published: u64,
+        /// Bytes of memory of the stream.
+        pub memory: u64,
+    }
+
+    const _: () = {
+        assert!(size_of::<Version>() == 48);
+        assert!(size_of::<Create>() == 80);
+        assert!(size_of::<Attach>() == 48);
+        assert!(size_of::<AddLeg>() == 16);
+        assert!(size_of::<Plain>() == 8);
+        assert!(size_of::<Stats>() == 8 + 8 * StreamCounters::WORDS);
+        assert!(size_of::<Setting>() == 16);
+        assert!(size_of::<List>() == 24);
+        assert!(size_of::<ListEntry>() == 64);
+    };
+}
+
 /// What stands before the words of a block: its sequence count.
 pub const SEQUENCE_WORDS: usize = 1;
 

@@ -10,6 +10,8 @@ use core::sync::atomic;
 #[cfg(loom)]
 use loom::sync::atomic;
 
+#[cfg(kernel)]
+use ::kernel::sync::{atomic::ordering as kernel_order, barrier};
 #[cfg(not(kernel))]
 use atomic::{fence, Ordering};
 
@@ -75,25 +77,25 @@ impl Word {
     /// Reads without ordering anything else.
     #[inline]
     pub fn load(&self) -> u64 {
-        self.0.load(::kernel::sync::atomic::Relaxed)
+        self.0.load(kernel_order::Relaxed)
     }
 
     /// Reads; what follows is not moved before it.
     #[inline]
     pub fn load_acquire(&self) -> u64 {
-        self.0.load(::kernel::sync::atomic::Acquire)
+        self.0.load(kernel_order::Acquire)
     }
 
     /// Writes without ordering anything else.
     #[inline]
     pub fn store(&self, value: u64) {
-        self.0.store(value, ::kernel::sync::atomic::Relaxed);
+        self.0.store(value, kernel_order::Relaxed);
     }
 
     /// Writes; what precedes is not moved after it.
     #[inline]
     pub fn store_release(&self, value: u64) {
-        self.0.store(value, ::kernel::sync::atomic::Release);
+        self.0.store(value, kernel_order::Release);
     }
 }
 
@@ -102,8 +104,10 @@ impl Word {
 pub fn fence_write() {
     #[cfg(not(kernel))]
     fence(Ordering::Release);
-    #[cfg(kernel)]
-    ::kernel::sync::barrier::smp_wmb();
+    #[cfg(all(kernel, kernel_before_7_3))]
+    barrier::smp_wmb();
+    #[cfg(all(kernel, not(kernel_before_7_3)))]
+    barrier::smp_mb(barrier::Write);
 }
 
 /// Orders earlier loads before later loads (`smp_rmb` and stronger).
@@ -111,8 +115,10 @@ pub fn fence_write() {
 pub fn fence_read() {
     #[cfg(not(kernel))]
     fence(Ordering::Acquire);
-    #[cfg(kernel)]
-    ::kernel::sync::barrier::smp_rmb();
+    #[cfg(all(kernel, kernel_before_7_3))]
+    barrier::smp_rmb();
+    #[cfg(all(kernel, not(kernel_before_7_3)))]
+    barrier::smp_mb(barrier::Read);
 }
 
 /// Orders everything before against everything after, stores against later loads included.
@@ -120,6 +126,8 @@ pub fn fence_read() {
 pub fn fence_full() {
     #[cfg(not(kernel))]
     fence(Ordering::SeqCst);
-    #[cfg(kernel)]
-    ::kernel::sync::barrier::smp_mb();
+    #[cfg(all(kernel, kernel_before_7_3))]
+    barrier::smp_mb();
+    #[cfg(all(kernel, not(kernel_before_7_3)))]
+    barrier::smp_mb(barrier::Full);
 }

@@ -532,6 +532,11 @@ impl<M: Memory> ReceiveCore<M> {
         self.table.take_dirty()
     }
 
+    /// Changes for how long a reliable reader of another process may hold the ring full, nanoseconds.
+    pub fn set_stall_ns(&mut self, stall_ns: u64) {
+        self.config.stall_ns = stall_ns;
+    }
+
     /// Changes how long gaps stay open, nanoseconds.
     pub fn set_reorder_ns(&mut self, reorder_ns: u64) {
         self.staging.set_reorder_ns(reorder_ns);

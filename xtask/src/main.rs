@@ -27,6 +27,7 @@ mod project;
 mod report;
 mod setup;
 mod test;
+mod vm;
 
 use project::Project;
 
@@ -54,6 +55,8 @@ enum Task {
     PanicCheck,
     /// Write include/rtp_mgr.h
     Header(HeaderArgs),
+    /// The kernel module in a virtual machine
+    Vm(vm::VmArgs),
     /// Model-check the ring (loom)
     Loom,
     /// Formatting of all crates
@@ -98,6 +101,7 @@ fn run(task: Task) -> Result<()> {
         Task::Audit => audit::run(&project),
         Task::PanicCheck => panic_check::run(&project),
         Task::Header(header) => header::run(&project, header.check),
+        Task::Vm(arguments) => vm::run(&project.root, &project.target, &arguments),
         Task::Loom => checks::loom(&project),
         Task::FmtCheck => checks::format(&project),
         Task::Clippy => checks::clippy(&project),

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+
+//! The pages that a stream shares with user space: allocating, viewing and mapping them.
+//!
+//! # Ownership
+//!
+//! The kernel writes everything except control pages, and reads of user-written memory only the words of
+//! control pages, each once ([`Memory::control`]). A page lives until the stream's memory is dropped
+//! *and* the last mapping of it is gone (each mapping holds a reference to the page); a mapping also keeps
+//! its file, and so the stream, alive.
+
+use core::ptr::NonNull;
+
+use kernel::alloc::allocator::Vmalloc;
+use kernel::alloc::flags::{__GFP_NOWARN, __GFP_ZERO, GFP_KERNEL_ACCOUNT};
+use kernel::mm::virt::{flags, VmaNew};
+use kernel::prelude::*;
+
+use crate::ring::abi::{
+    self, control, status, Header, LegFigures, ReaderStatus, SourceFigures, StreamCounters,
+    LEGS_MAX, PAGE, READERS_MAX, SEQUENCE_WORDS,
+};
+use crate::ring::atomic::Word;
+use crate::ring::view::{Block, ControlView, DescriptorWords, RingView};
+
+const WORDS: usize = PAGE / 8;
+
+/// One page of words.
+#[repr(C, align(4096))]
+struct Page([Word; WORDS]);
+
+const _: () = assert!(size_of::<Page>() == PAGE && PAGE == kernel::page::PAGE_SIZE);
+
+/// Pages that are zero at first, charged to the memory cgroup of whoever asks for them.
+struct Pages(VVec<Page>);
+
+impl Pages {
+    fn new(count: usize) -> Result<Self> {
+        let mut pages = VVec::with_capacity(count, GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN)?;
+        // SAFETY: There is room for `count` pages, and zero is a valid value of every word.
+        unsafe { pages.inc_len(count) };
+        Ok(Self(pages))
+    }
+
+    fn words(&self, offset: usize, count: usize) -> &[Word] {
+        let all = self.0.len().wrapping_mul(WORDS);
+        let first = offset / 8;
+        match first.checked_add(count) {
+            // SAFETY: The pages are contiguous, so `all` words begin at their start, and these are
+            // among them. A word may be written by anyone at any time: it is an atomic.
+            Some(end) if end <= all => unsafe {
+                core::slice::from_raw_parts(self.0.as_ptr().cast::<Word>().add(first), count)
+            },
+            _ => &[],
+        }
+    }
+
+    /// The page at `index` as the memory management knows it, put into `area` at `address`.
+    fn insert(&self, index: usize, area: &VmaNew, address: usize) -> Result {
+        let page = self.0.get(index).ok_or(EINVAL)?;
+        // SAFETY: It points to a page of a vmalloc allocation, which lives as long as `self`.
+        let page = unsafe { Vmalloc::to_page(NonNull::from(page).cast()) };
+        area.set_mixedmap().vm_insert_page(address, &page)
+    }
+}
+
+/// What a stream's memory is to hold.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) features: u64,
+    pub(crate) slot_count: u32,
+    pub(crate) slot_total: u32,
+    pub(crate) slot_stride: u32,
+    pub(crate) legs: u32,
+    pub(crate) sources: u32,
+    pub(crate) stream_id: u64,
+    pub(crate) owner_pid: u32,
+    pub(crate) owner_uid: u32,
+}
+
+const fn pages(bytes: u64) -> u64 {
+    bytes.div_ceil(PAGE as u64).saturating_mul(PAGE as u64)
+}
+
+impl Shape {
+    /// The header of such a receive stream. All numbers were checked before, so nothing saturates.
+    pub(crate) fn header(&self) -> Header {
+        let page = PAGE as u64;
+        let sources = u64::from(self.sources).saturating_mul(status::SOURCES_STRIDE as u64);
+        let status_len = pages((status::SOURCES as u64).saturating_add(sources));
+        let readers = READERS_MAX as u64;
+        let control_offset = status_len.saturating_add(readers.saturating_mul(page));
+        let desc_offset = control_offset.saturating_add(page);
+        let desc_len = pages(u64::from(self.slot_count).saturating_mul(abi::DESC_STRIDE as u64));
+        let slots_offset = desc_offset.saturating_add(desc_len);
+        let slots_len =
+            pages(u64::from(self.slot_total).saturating_mul(u64::from(self.slot_stride)));
+        Header {
+            magic: abi::MAGIC,
+            abi_major: abi::ABI_MAJOR,
+            abi_minor: abi::ABI_MINOR,
+            header_len: size_of::<Header>() as u32,
+            direction: abi::DIRECTION_RECEIVE,
+            total_len: slots_offset.saturating_add(slots_len),
+            features: self.features,
+            slot_count: self.slot_count,
+            slot_total: self.slot_total,
+            slot_stride: self.slot_stride,
+            desc_stride: abi::DESC_STRIDE as u32,
+            status_offset: 0,
+            status_len,
+            reader_status_offset: status_len,
+            reader_status_stride: PAGE as u32,
+            reader_status_count: READERS_MAX as u32,
+            control_offset,
+            control_len: page,
+            desc_offset,
+            desc_len,
+            slots_offset,
+            slots_len,
+            counters_offset: status::COUNTERS as u32,
+            counters_len: block_len(StreamCounters::WORDS),
+            legs_offset: status::LEGS as u32,
+            legs_stride: status::LEGS_STRIDE as u32,
+            legs_count: self.legs,
+            sources_stride: status::SOURCES_STRIDE as u32,
+            sources_offset: status::SOURCES as u64,
+            sources_count: self.sources,
+            engine: abi::ENGINE_KERNEL,
+            stream_id: self.stream_id,
+            owner_pid: self.owner_pid,
+            owner_uid: self.owner_uid,
+        }
+    }
+}
+
+const fn block_len(words: usize) -> u32 {
+    (SEQUENCE_WORDS.saturating_add(words)).saturating_mul(8) as u32
+}
+
+/// Bytes that a stream of this header takes: its region, less the hole where files map their control
+/// page, plus one control page for each reader.
+pub(crate) fn bytes(header: &Header) -> u64 {
+    header
+        .total_len
+        .saturating_add((READERS_MAX as u64).saturating_sub(1).saturating_mul(PAGE as u64))
+}
+
+/// The memory of one stream.
+pub(crate) struct Memory {
+    header: Header,
+    /// The region. The page at `control_offset` is never mapped.
+    region: Pages,
+    /// A control page per reader.
+    controls: Pages,
+}
+
+/// A part of the region, as one file may map it.
+struct Part {
+    offset: u64,
+    len: u64,
+    writable: bool,
+}
+
+impl Memory {
+    pub(crate) fn new(header: Header) -> Result<Self> {
+        let count = usize::try_from(header.total_len)? / PAGE;
+        let memory =
+            Self { header, region: Pages::new(count)?, controls: Pages::new(READERS_MAX)? };
+        memory.write_header();
+        Ok(memory)
+    }
+
+    fn write_header(&self) {
+        // SAFETY: `Header` consists of integers without padding (its size is the sum of its fields,
+        // asserted in the ABI to be a multiple of eight).
+        let words = unsafe {
+            core::slice::from_raw_parts(
+                core::ptr::from_ref(&self.header).cast::<u64>(),
+                size_of::<Header>() / 8,
+            )
+        };
+        for (to, from) in self.region.words(0, words.len()).iter().zip(words) {
+            to.store(*from);
+        }
+    }
+
+    pub(crate) fn header(&self) -> &Header {
+        &self.header
+    }
+
+    fn word(&self, offset: usize) -> &Word {
+        match self.region.words(offset, 1) {
+            [word] => word,
+            // No stream has less than its status part.
+            _ => &NOWHERE,
+        }
+    }
+
+    /// Claim, head and descriptors.
+    pub(crate) fn ring(&self) -> RingView<'_> {
+        let count = self.header.slot_count as usize;
+        let words = self
+            .region
+            .words(self.header.desc_offset as usize, count.saturating_mul(abi::DESC_WORDS));
+        // SAFETY: The words are `count` times `DESC_WORDS`, and a descriptor is an array of those.
+        let descriptors = unsafe {
+            core::slice::from_raw_parts(
+                words.as_ptr().cast::<DescriptorWords>(),
+                words.len() / abi::DESC_WORDS,
+            )
+        };
+        RingView { claim: self.word(status::CLAIM), head: self.word(status::HEAD), descriptors }
+    }
+
+    /// One of the live words of the status part.
+    pub(crate) fn live(&self, offset: usize) -> &Word {
+        self.word(offset)
+    }
+
+    /// The stream's counters.
+    pub(crate) fn counters(&self) -> Block<'_> {
+        Block {
+            words: self.region.words(status::COUNTERS, Block::len_words(StreamCounters::WORDS)),
+        }
+    }
+
+    /// The figures of `leg`.
+    pub(crate) fn leg(&self, leg: usize) -> Block<'_> {
+        let leg = leg.min(LEGS_MAX.saturating_sub(1));
+        let offset = status::LEGS.saturating_add(leg.saturating_mul(status::LEGS_STRIDE));
+        Block { words: self.region.words(offset, Block::len_words(LegFigures::WORDS)) }
+    }
+
+    /// The figures of the source at `index`.
+    pub(crate) fn source(&self, index: u16) -> Block<'_> {
+        if u32::from(index) >= self.header.sources_count {
+            return Block { words: &[] };
+        }
+        let offset = status::SOURCES
+            .saturating_add(usize::from(index).saturating_mul(status::SOURCES_STRIDE));
+        Block { words: self.region.words(offset, Block::len_words(SourceFigures::WORDS)) }
+    }
+
+    /// What one reader is told.
+    pub(crate) fn reader_status(&self, reader: usize) -> Block<'_> {
+        let offset =
+            (self.header.reader_status_offset as usize).saturating_add(reader.saturating_mul(PAGE));
+        Block { words: self.region.words(offset, Block::len_words(ReaderStatus::WORDS)) }
+    }
+
+    /// The control page of one reader. What it says is whatever its user wrote.
+    pub(crate) fn control(&self, reader: usize) -> ControlView<'_> {
+        let page = reader.saturating_mul(PAGE);
+        let word = |offset: usize| match self.controls.words(page.saturating_add(offset), 1) {
+            [word] => word,
+            _ => &NOWHERE,
+        };
+        ControlView { position: word(control::TAIL), wake_at: word(control::WAKE_AT) }
+    }
+
+    /// The bytes of `slot`, for its one producer to write.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else in the kernel has the bytes of this slot while the slice lives: the slot was taken
+    /// from the free ones and not given back. (A user who reads them meanwhile reads what it reads.)
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn slot(&self, slot: u32) -> &mut [u8] {
+        let stride = self.header.slot_stride as usize;
+        let start = (slot as usize).saturating_mul(stride);
+        let inside = start.saturating_add(stride) <= self.header.slots_len as usize;
+        if !inside {
+            return &mut [];
+        }
+        let offset = (self.header.slots_offset as usize).saturating_add(start);
+        // SAFETY: The slot lies in the slots part, which lies in the region; the caller has it for
+        // itself. Pages hold words, which may be written through a shared reference.
+        unsafe {
+            core::slice::from_raw_parts_mut(
+                self.region.0.as_ptr().cast::<u8>().cast_mut().add(offset),
+                stride,
+            )
+        }
+    }
+
+    /// The part that a mapping of `len` bytes at `offset` is in, for the file of `reader`.
+    fn part(&self, offset: u64, len: u64, reader: Option<usize>) -> Result<Part> {
+        let header = &self.header;
+        let own = reader.map(|reader| {
+            let page = PAGE as u64;
+            (reader as u64).saturating_mul(page).saturating_add(header.reader_status_offset)
+        });
+        let parts = [
+            (header.status_offset, header.status_len, true, false),
+            (
+                header.reader_status_offset,
+                u64::from(header.reader_status_count).saturating_mul(PAGE as u64),
+                own.is_some_and(|own| own == offset && len == PAGE as u64),
+                false,
+            ),
+            (header.control_offset, header.control_len, reader.is_some(), true),
+            (header.desc_offset, header.desc_len, true, false),
+            (header.slots_offset, header.slots_len, true, false),
+        ];
+        let end = offset.checked_add(len).ok_or(EINVAL)?;
+        for (start, part_len, allowed, writable) in parts {
+            if offset >= start && end <= start.saturating_add(part_len) {
+                return if allowed { Ok(Part { offset, len, writable }) } else { Err(EPERM) };
+            }
+        }
+        Err(EINVAL)
+    }
+
+    /// Maps `area`, which begins at `offset` of the file of `reader`.
+    pub(crate) fn map(&self, area: &VmaNew, offset: u64, reader: Option<usize>) -> Result {
+        if area.flags() & flags::MAYSHARE == 0 {
+            return Err(EINVAL);
+        }
+        let len = area.end().saturating_sub(area.start());
+        let part = self.part(offset, len as u64, reader)?;
+        if area.executable() || (area.writable() && !part.writable) {
+            return Err(EPERM);
+        }
+        area.try_clear_mayexec()?;
+        if !part.writable {
+            area.try_clear_maywrite()?;
+        }
+        area.set_dontcopy();
+        area.set_dontexpand();
+        area.set_dontdump();
+        let (pages, first) = match reader {
+            Some(reader) if part.offset == self.header.control_offset => (&self.controls, reader),
+            _ => (&self.region, (part.offset / PAGE as u64) as usize),
+        };
+        let count = (part.len / PAGE as u64) as usize;
+        for page in 0..count {
+            let address = area.start().saturating_add(page.saturating_mul(PAGE));
+            pages.insert(first.saturating_add(page), area, address)?;
+        }
+        Ok(())
+    }
+}
+
+/// Stands in for a word that is outside of the region, which no offset here is.
+static NOWHERE: Word = Word::new(0);

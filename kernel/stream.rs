@@ -1,0 +1,423 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+
+//! A stream: its states, who owns it, and what may be done when.
+//!
+//! # Ownership
+//!
+//! Every open file that was made a stream or attached to one holds a reference. So does the registry,
+//! until the last of those files is closed; a mapping keeps its file open. When the last file closes, the
+//! timer is cancelled, the registry lets go, and the memory goes with the last reference, in process
+//! context.
+//!
+//! # Locks, outermost first
+//!
+//! | lock | kind | protects |
+//! |---|---|---|
+//! | registry | mutex | the list of streams |
+//! | [`Stream::control`] | mutex | state, number of files, the timer being started or not |
+//! | [`Stream::engine`] | spin lock, bottom halves off | ring, counters, readers, source |
+//! | a wait queue's own | spin lock, interrupts off | who sleeps |
+//!
+//! # Contexts
+//!
+//! | entry | context | takes |
+//! |---|---|---|
+//! | ioctl, release | process | control, then engine |
+//! | poll | process, no sleeping lock | engine |
+//! | mmap | process, mmap lock held | none |
+//! | timer | softirq | engine |
+//!
+//! The timer is cancelled with the control lock held and the engine lock not.
+
+use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
+use kernel::prelude::*;
+use kernel::sync::{new_mutex, Arc, Mutex};
+use kernel::task::Kuid;
+use kernel::{bindings, current};
+
+use crate::engine::{self, Engine};
+use crate::memory::{self, Memory, Shape};
+use crate::primitives::{monotonic_ns, BhLock, Timer, TimerOwner, WaitQueue};
+use crate::registry::{self, Reservation};
+use crate::ring::abi::{self, feature, ioctl, READERS_MAX};
+use crate::ring::producer::Mode;
+use crate::source::simulated::{self, Content, Simulated};
+use crate::source::{Source, INTERVALS_NS};
+use crate::Parameters;
+
+/// Sources of a stream whose user does not say.
+const SOURCES: u32 = 16;
+/// Sources that the source table of a kernel stream may have room for.
+const SOURCES_MAX: u32 = 65_535;
+/// Slots beyond the positions: what a device holds to write into.
+const SPARE_SLOTS: u32 = 16;
+/// Packets of a burst, unless the user says.
+const BURST: u32 = 64;
+/// Bytes of a simulated packet, unless the user says.
+const PACKET_LEN: u32 = 1_024;
+/// How long an attached reliable reader may hold the ring full, unless the owner says.
+const STALL_NS: u64 = 1_000_000_000;
+
+struct Control {
+    state: u64,
+    files: usize,
+    allow_reliable: bool,
+    stall_ns: u64,
+}
+
+/// A stream.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Stream {
+    memory: Memory,
+    #[pin]
+    control: Mutex<Control>,
+    #[pin]
+    engine: BhLock<Engine>,
+    #[pin]
+    timer: Timer,
+    #[pin]
+    waits: [WaitQueue; READERS_MAX],
+    // Last: the memory is given back before the right to it.
+    reservation: Reservation,
+}
+
+/// A file's part in a stream.
+pub(crate) struct Role {
+    stream: Arc<Stream>,
+    reader: Option<usize>,
+    owner: bool,
+}
+
+fn or_default(value: u32, default: u32) -> u32 {
+    if value == 0 {
+        default
+    } else {
+        value
+    }
+}
+
+fn reader_mode(reader: u32) -> Result<Option<Mode>> {
+    match reader {
+        ioctl::READER_RELIABLE => Ok(Some(Mode::Reliable)),
+        ioctl::READER_LOSSY => Ok(Some(Mode::Lossy)),
+        ioctl::READER_NONE => Ok(None),
+        _ => Err(EINVAL),
+    }
+}
+
+/// The numbers of a stream, checked.
+fn shape(request: &ioctl::Create) -> Result<Shape> {
+    if request.flags != 0 || request.reserved != 0 {
+        return Err(EINVAL);
+    }
+    match (request.direction, request.source) {
+        (abi::DIRECTION_RECEIVE, ioctl::SOURCE_SIMULATED) => {}
+        (abi::DIRECTION_RECEIVE, ioctl::SOURCE_UDP) => return Err(EOPNOTSUPP),
+        (abi::DIRECTION_TRANSMIT, ioctl::SOURCE_UDP) => return Err(EOPNOTSUPP),
+        _ => return Err(EINVAL),
+    }
+    let order = or_default(request.ring_order, Parameters::get().ring_order);
+    let stride = or_default(request.slot_stride, abi::SLOT_STRIDE_DEFAULT);
+    let sources = or_default(request.sources, SOURCES);
+    let order_ok =
+        (u32::from(abi::RING_ORDER_MIN)..=u32::from(abi::RING_ORDER_MAX)).contains(&order);
+    let stride_ok = (abi::SLOT_STRIDE_MIN..=abi::SLOT_STRIDE_MAX).contains(&stride);
+    if !order_ok || !stride_ok || sources > SOURCES_MAX {
+        return Err(EINVAL);
+    }
+    let slot_count = 1_u32.wrapping_shl(order);
+    Ok(Shape {
+        features: feature::SIMULATED | feature::EXACT_TIMES,
+        slot_count,
+        slot_total: slot_count.saturating_add(SPARE_SLOTS),
+        slot_stride: stride,
+        legs: 1,
+        sources,
+        stream_id: 0,
+        owner_pid: 0,
+        owner_uid: 0,
+    })
+}
+
+/// The simulated engine that was asked for.
+fn simulated(request: &ioctl::Create, shape: &Shape) -> Result<Simulated> {
+    let content = match request.pattern {
+        ioctl::PATTERN_RAW => Content::Raw,
+        ioctl::PATTERN_RTP => Content::Rtp,
+        _ => return Err(EINVAL),
+    };
+    let longest = shape.slot_stride.min(abi::PACKET_LEN_MAX);
+    let packet_len = or_default(request.packet_len, PACKET_LEN.min(longest));
+    let burst = or_default(request.burst, BURST.min(shape.slot_count));
+    let interval_ns = match request.interval_ns {
+        0 => Parameters::get().interval_ns,
+        interval_ns => interval_ns,
+    };
+    if !(simulated::packet_len_min(content)..=longest).contains(&packet_len)
+        || burst > shape.slot_count
+        || !INTERVALS_NS.contains(&interval_ns)
+    {
+        return Err(EINVAL);
+    }
+    Ok(Simulated::new(simulated::Config {
+        content,
+        packet_len,
+        burst,
+        burst_max: shape.slot_count,
+        interval_ns,
+        ssrc: monotonic_ns() as u32,
+    }))
+}
+
+impl Role {
+    /// A new stream, as asked for. A function of its own: it takes much of the stack. Fills in what the request is answered with.
+    #[inline(never)]
+    pub(crate) fn create(request: &mut ioctl::Create) -> Result<Self> {
+        let mut shape = shape(request)?;
+        let mode = reader_mode(request.reader)?;
+        let source: KBox<dyn Source> = KBox::new(simulated(request, &shape)?, GFP_KERNEL_ACCOUNT)?;
+        let owner = Kuid::current_euid();
+        let reservation = Reservation::new(owner, memory::bytes(&shape.header()))?;
+        shape.stream_id = reservation.id();
+        shape.owner_pid = current!().tgid() as u32;
+        shape.owner_uid = owner.into_uid_in_current_ns();
+        let header = shape.header();
+        let memory = Memory::new(header)?;
+        let engine = Engine::new(&header, engine::config(header.slot_stride, STALL_NS), source)?;
+        let control = Control {
+            state: abi::STATE_CONFIGURED,
+            files: 1,
+            allow_reliable: false,
+            stall_ns: STALL_NS,
+        };
+        let stream = Arc::pin_init(
+            pin_init!(Stream {
+                memory,
+                control <- new_mutex!(control, "rtp_mgr control"),
+                engine <- BhLock::new(engine),
+                timer <- Timer::new::<Stream>(),
+                waits <- pin_init::pin_init_array_from_fn(|_| WaitQueue::new()),
+                reservation,
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        stream.memory.live(abi::status::STATE).store(abi::STATE_CONFIGURED);
+        let reader = match mode {
+            Some(mode) => Some(stream.engine.lock().add_reader(&stream.memory, mode, false)?.0),
+            None => None,
+        };
+        registry::publish(&stream);
+        request.id = header.stream_id;
+        request.total_len = header.total_len;
+        request.reader_index = reader.map_or(ioctl::NO_READER, |reader| reader as u32);
+        Ok(Self { stream, reader, owner: true })
+    }
+
+    /// Another reader of `stream`.
+    pub(crate) fn attach(stream: Arc<Stream>, request: &mut ioctl::Attach) -> Result<Self> {
+        let mode = reader_mode(request.reader)?.ok_or(EINVAL)?;
+        let (reader, start) = {
+            let mut control = stream.control.lock();
+            if control.files == 0 {
+                return Err(ENOENT);
+            }
+            if mode == Mode::Reliable && !control.allow_reliable {
+                return Err(EPERM);
+            }
+            let added = stream.engine.lock().add_reader(&stream.memory, mode, true)?;
+            control.files = control.files.saturating_add(1);
+            added
+        };
+        request.start = start;
+        request.total_len = stream.memory.header().total_len;
+        request.reader_index = reader as u32;
+        Ok(Self { stream, reader: Some(reader), owner: false })
+    }
+
+    /// The stream.
+    pub(crate) fn stream(&self) -> &Arc<Stream> {
+        &self.stream
+    }
+
+    /// The reader that this file is.
+    pub(crate) fn reader(&self) -> Option<usize> {
+        self.reader
+    }
+
+    /// Fails for a file that only reads.
+    pub(crate) fn require_owner(&self) -> Result {
+        if self.owner {
+            Ok(())
+        } else {
+            Err(EPERM)
+        }
+    }
+}
+
+impl Drop for Role {
+    /// The file is closed, in process context.
+    fn drop(&mut self) {
+        let stream = &self.stream;
+        if let Some(reader) = self.reader {
+            stream.engine.lock().remove_reader(&stream.memory, reader);
+        }
+        let last = {
+            let mut control = stream.control.lock();
+            control.files = control.files.saturating_sub(1);
+            if control.files == 0 {
+                stream.timer.cancel();
+            }
+            control.files == 0
+        };
+        if last {
+            drop(registry::withdraw(stream.id()));
+        }
+    }
+}
+
+impl Stream {
+    /// Its number.
+    pub(crate) fn id(&self) -> u64 {
+        self.reservation.id()
+    }
+
+    /// What it shares.
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Starts the timer, with the control lock held and the timer not started.
+    fn arm(&self, due_ns: u64) {
+        // SAFETY: Callers hold the control lock and have cancelled the timer or never started it.
+        // A stream is pinned, and cancels its timer before it is dropped.
+        unsafe { Timer::start(self, due_ns) };
+    }
+
+    /// Runs the stream. A stopped one resumes.
+    pub(crate) fn start(&self) -> Result {
+        let mut control = self.control.lock();
+        if control.state == abi::STATE_RUNNING {
+            return Err(EBUSY);
+        }
+        control.state = abi::STATE_RUNNING;
+        let due_ns = self.engine.lock().start(&self.memory);
+        if let Some(due_ns) = due_ns {
+            self.arm(due_ns);
+        }
+        Ok(())
+    }
+
+    /// Stops it.
+    pub(crate) fn stop(&self) -> Result {
+        let mut control = self.control.lock();
+        if control.state != abi::STATE_RUNNING {
+            return Err(EBUSY);
+        }
+        control.state = abi::STATE_STOPPED;
+        self.timer.cancel();
+        self.engine.lock().stop(&self.memory, &self.waits);
+        Ok(())
+    }
+
+    /// State and counters.
+    pub(crate) fn stats(&self) -> (u64, abi::StreamCounters) {
+        let control = self.control.lock();
+        (control.state, self.engine.lock().counters(&self.memory))
+    }
+
+    /// Counters back to zero.
+    pub(crate) fn reset_stats(&self) -> Result {
+        self.engine.lock().reset_counters(&self.memory)
+    }
+
+    /// Changes a setting; what that makes due earlier happens earlier.
+    pub(crate) fn set(&self, key: u32, value: u64) -> Result {
+        let mut control = self.control.lock();
+        match (key, value) {
+            (ioctl::SETTING_ALLOW_RELIABLE, 0 | 1) => control.allow_reliable = value == 1,
+            (ioctl::SETTING_STALL_NS, 1_000_000..) => {
+                control.stall_ns = value;
+                self.engine.lock().set_stall_ns(value);
+            }
+            (ioctl::SETTING_ALLOW_RELIABLE | ioctl::SETTING_STALL_NS, _) => return Err(EINVAL),
+            _ => {
+                let running = control.state == abi::STATE_RUNNING;
+                if running {
+                    self.timer.cancel();
+                }
+                let result = self.engine.lock().set(key, value);
+                if running {
+                    self.arm(monotonic_ns());
+                }
+                return result;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a setting.
+    pub(crate) fn get(&self, key: u32) -> Result<u64> {
+        let control = self.control.lock();
+        match key {
+            ioctl::SETTING_ALLOW_RELIABLE => Ok(u64::from(control.allow_reliable)),
+            ioctl::SETTING_STALL_NS => Ok(control.stall_ns),
+            _ => self.engine.lock().get(key),
+        }
+    }
+
+    /// What LIST says of it.
+    pub(crate) fn entry(&self) -> ioctl::ListEntry {
+        let header = self.memory.header();
+        let (state, counters) = self.stats();
+        ioctl::ListEntry {
+            id: header.stream_id,
+            owner_pid: header.owner_pid,
+            owner_uid: header.owner_uid,
+            direction: header.direction,
+            state: state as u32,
+            features: header.features,
+            slot_count: header.slot_count,
+            slot_stride: header.slot_stride,
+            readers: counters.readers as u32,
+            reserved: 0,
+            published: counters.published,
+            memory: memory::bytes(header),
+        }
+    }
+
+    /// Registers `table` with the wait queue of `reader`, then says what there is for it.
+    ///
+    /// # Safety
+    ///
+    /// `file` and `table` are those of a poll operation on a file whose role this stream is.
+    pub(crate) unsafe fn poll(
+        &self,
+        reader: usize,
+        file: *mut bindings::file,
+        table: *mut bindings::poll_table_struct,
+    ) -> u32 {
+        if let Some(wait) = self.waits.get(reader) {
+            // SAFETY: As this function's own requirement: the file holds the stream.
+            unsafe { wait.register(file, table) };
+        }
+        self.engine.lock().ready(&self.memory, reader)
+    }
+}
+
+impl TimerOwner for Stream {
+    fn timer(&self) -> &Timer {
+        &self.timer
+    }
+
+    fn expired(&self) -> Option<u64> {
+        self.engine.lock().service(&self.memory, &self.waits)
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Stream {
+    fn drop(self: Pin<&mut Self>) {
+        // The last file has done so; a stream that never had one never started it.
+        self.timer.cancel();
+    }
+}
