@@ -1,15 +1,22 @@
 # Thin wrapper: the program is built by cargo (user/), the kernel module by Kbuild (kernel/).
 
-.PHONY: all user kernel clean
+.PHONY: all user kernel kernel-where-possible clean
 
-all: user $(if $(wildcard kernel/Makefile),kernel)
+KDIR ?= /lib/modules/$(shell uname -r)/build
+
+all: user kernel-where-possible
+
+# The program works without the module: a machine that cannot build it is told why, and goes on.
+kernel-where-possible:
+	@if sh kernel/check.sh $(KDIR); then $(MAKE) -C kernel KDIR=$(KDIR); \
+	else echo "the module is not built; the embedded engine needs none"; fi
 
 user:
 	$(MAKE) -C user
 
 kernel:
-	$(MAKE) -C kernel
+	$(MAKE) -C kernel KDIR=$(KDIR)
 
 clean:
 	$(MAKE) -C user clean
-	$(if $(wildcard kernel/Makefile),$(MAKE) -C kernel clean)
+	$(MAKE) -C kernel clean
