@@ -89,7 +89,10 @@ struct Reader {
     accepted: u64,
     /// The last value that was refused: counted once.
     refused: Option<u64>,
-    moved_ns: u64,
+    /// It keeps the ring full.
+    full: bool,
+    /// Since when it has done so without moving.
+    stalled_ns: u64,
     lapped: u64,
     violations: u64,
     /// The wake-up position it was last woken for.
@@ -105,7 +108,8 @@ const NOBODY: Reader = Reader {
     tail: 0,
     accepted: 0,
     refused: None,
-    moved_ns: 0,
+    full: false,
+    stalled_ns: 0,
     lapped: 0,
     violations: 0,
     woken_at: None,
@@ -135,7 +139,7 @@ impl Readers {
             demotable,
             tail: start,
             accepted: start,
-            moved_ns: now_ns,
+            stalled_ns: now_ns,
             ..NOBODY
         };
         Some(at)
@@ -173,7 +177,7 @@ impl Readers {
         // A lossy reader that was overrun does not get back what it lost.
         if tail.wrapping_sub(reader.tail) as i64 > 0 {
             reader.tail = tail;
-            reader.moved_ns = now_ns;
+            reader.stalled_ns = now_ns;
         }
     }
 
@@ -216,7 +220,11 @@ impl Readers {
         let mut demoted = 0_u32;
         for reader in self.readers.iter_mut().filter(|reader| reader.active) {
             let full = claim.wrapping_sub(reader.tail) >= u64::from(slot_count);
-            let stalled = now_ns.saturating_sub(reader.moved_ns) >= stall_ns;
+            if full && !reader.full {
+                reader.stalled_ns = now_ns;
+            }
+            reader.full = full;
+            let stalled = now_ns.saturating_sub(reader.stalled_ns) >= stall_ns;
             if reader.mode == Mode::Reliable && reader.demotable && full && stalled {
                 reader.mode = Mode::Lossy;
                 reader.demoted = true;
