@@ -40,18 +40,30 @@ pub struct Candidate {
     pub restart: bool,
     /// Two sequential packets were heard.
     pub proven: bool,
+    /// Arrival of its latest packet.
+    pub heard_ns: u64,
     last: u16,
 }
 
 impl Candidate {
     /// Someone heard for the first time.
     pub fn new(ssrc: u32, restart: bool, sequence: u16) -> Self {
-        Self { ssrc, flows: [None; LEGS_MAX], restart, proven: false, last: sequence }
+        Self { ssrc, flows: [None; LEGS_MAX], restart, proven: false, heard_ns: 0, last: sequence }
     }
 
     /// Whether a packet with this SSRC from `flow` on `leg` is the candidate's.
     pub fn is(&self, ssrc: u32, leg: u8, flow: &Flow) -> bool {
         self.ssrc == ssrc && self.flow(leg).is_none_or(|known| known == flow)
+    }
+
+    /// Whether it stays although another was heard: a `restart` of the followed source, or not. A
+    /// restart goes before other sources while the followed source is `alive`.
+    pub fn stays(&self, restart: bool, alive: bool) -> bool {
+        match (self.restart, restart) {
+            (false, true) => false,
+            (true, false) => self.proven || alive,
+            _ => self.proven,
+        }
     }
 
     /// Where it was heard on `leg`.
@@ -60,7 +72,8 @@ impl Candidate {
     }
 
     /// Another of its packets.
-    pub fn hear(&mut self, sequence: u16, leg: u8, flow: &Flow) {
+    pub fn hear(&mut self, sequence: u16, leg: u8, flow: &Flow, arrival_ns: u64) {
+        self.heard_ns = arrival_ns;
         self.proven |= sequence == self.last.wrapping_add(1);
         self.last = sequence;
         if let Some(place) = self.flows.get_mut(usize::from(leg)) {

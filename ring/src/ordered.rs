@@ -20,6 +20,9 @@ use super::staging::{distance, Placement};
 use super::table::Key;
 use super::view::RingView;
 
+/// Half of the sequence numbers that 16 bits tell apart.
+const HALF_CYCLE: i64 = 0x8000;
+
 /// The extended sequence number with low bits `sequence` that is nearest to `near`.
 fn nearest(near: u64, sequence: u16) -> u64 {
     let step = sequence.wrapping_sub(near as u16) as i16;
@@ -83,6 +86,21 @@ impl<M: Memory> ReceiveCore<M> {
         }
     }
 
+    /// A leg that was away may have missed whole cycles, which 16 bits do not tell: when it is half a
+    /// cycle or more behind the other one, it goes on where that one is.
+    fn catch_up(&mut self, leg: u8, own: u64, sequence: u16) {
+        let Some(state) = self.legs.get(usize::from(leg)) else { return };
+        let behind = distance(self.run.highest, own.wrapping_add(state.delta));
+        if behind >= HALF_CYCLE && self.another_is_current(leg) {
+            self.join(leg, own, nearest(self.run.highest, sequence));
+        }
+    }
+
+    fn another_is_current(&self, leg: u8) -> bool {
+        let mut legs = self.legs.iter().enumerate();
+        legs.any(|(at, other)| at != usize::from(leg) && other.place == Place::Current)
+    }
+
     /// Sequence numbers no further apart than this belong to one sequence.
     fn near_limit(&self) -> u32 {
         self.misorder().max(MAX_DROPOUT.into())
@@ -97,11 +115,6 @@ impl<M: Memory> ReceiveCore<M> {
     /// Whether `leg` belongs in the sequence that another leg is in. One that was in it and restarts
     /// comes back only when that brings it closer: otherwise it is leaving.
     fn may_join(&self, leg: u8, sequence: u16) -> bool {
-        let another = self
-            .legs
-            .iter()
-            .enumerate()
-            .any(|(at, other)| at != usize::from(leg) && other.place == Place::Current);
         let away = self.away(sequence);
         let was_away = match self.legs.get(usize::from(leg)) {
             Some(leg) if leg.place == Place::Current => {
@@ -109,7 +122,7 @@ impl<M: Memory> ReceiveCore<M> {
             }
             _ => u64::MAX,
         };
-        another && away <= self.near_limit() && u64::from(away) < was_away
+        self.another_is_current(leg) && away <= self.near_limit() && u64::from(away) < was_away
     }
 
     /// A packet of the followed source.
@@ -125,11 +138,15 @@ impl<M: Memory> ReceiveCore<M> {
         };
         let sequence = held.descriptor.sequence as u16;
         let again = matches!(step, Step::Duplicate { .. });
+        let onward = matches!(step, Step::Next { .. } | Step::Gap { .. });
         let begins = matches!(step, Step::First { .. } | Step::Restart { .. });
         let Some(own) = extended(step) else {
             return self.hold(view, held, key, Hope::Restart { proven: false });
         };
         if place == Place::Current && !begins {
+            if onward {
+                self.catch_up(key.leg, own, sequence);
+            }
             return self.place_own(view, held, key.leg, own, again);
         }
         if (begins || place == Place::Out) && self.may_join(key.leg, sequence) {
@@ -163,14 +180,21 @@ impl<M: Memory> ReceiveCore<M> {
             }
             None => return Verdict::Free,
         };
-        if self.candidate.as_ref().is_some_and(|candidate| self.refutes(leg, candidate)) {
+        let now_ns = held.arrival_ns;
+        if self.bye.is_some_and(|bye_ns| now_ns.saturating_sub(bye_ns) >= SILENCE_NS) {
+            self.bye = None;
+        }
+        if self.candidate.as_ref().is_some_and(|candidate| self.refutes(leg, candidate, now_ns)) {
             self.drop_candidate();
         }
         self.place(view, held, leg, sequence, again)
     }
 
     /// Whether a packet in sequence on `leg` shows that the candidate is none.
-    fn refutes(&self, leg: u8, candidate: &Candidate) -> bool {
+    fn refutes(&self, leg: u8, candidate: &Candidate, now_ns: u64) -> bool {
+        if candidate.proven && now_ns.saturating_sub(candidate.heard_ns) >= SILENCE_NS {
+            return true;
+        }
         if candidate.flow(leg).is_none() {
             return false;
         }
@@ -205,13 +229,15 @@ impl<M: Memory> ReceiveCore<M> {
             self.staging.place(view, descriptor, held.arrival_ns, self.limit, other_silent);
         self.count_leg(leg, held, &placement);
         let ahead = distance(sequence, self.run.highest);
+        let other_had = if ahead > 0 { Some(false) } else { self.other_had(leg, sequence) };
+        let again = again || other_had == Some(true);
         let first = match placement {
             // A second copy of one that found the ring full is new to the ring, not to the figures.
             Placement::New { .. } => !again,
             Placement::Late { first } => {
                 bump(&mut self.counters.late);
                 let older = distance(sequence, self.run.base) < 0;
-                first || (self.config.legs == 1 && !again && !older)
+                !again && (first || (self.config.legs == 1 && !older))
             }
             Placement::Duplicate { .. } => {
                 bump(&mut self.counters.duplicate);
@@ -219,8 +245,8 @@ impl<M: Memory> ReceiveCore<M> {
             }
             Placement::RingFull => {
                 bump(&mut self.counters.dropped_ring_full);
-                // No position remembers it: a copy of it on the other leg comes behind the highest.
-                ahead > 0 || (self.config.legs == 1 && !again)
+                // No position remembers it, but the figures of the legs do.
+                !again && other_had == Some(false)
             }
         };
         if first {
@@ -239,17 +265,28 @@ impl<M: Memory> ReceiveCore<M> {
         }
     }
 
+    /// Whether the leg other than `leg` has brought `sequence`; `None` when that is too long ago.
+    fn other_had(&self, leg: u8, sequence: u64) -> Option<bool> {
+        let other = self.legs.get(usize::from(leg ^ 1));
+        let Some(other) = other.filter(|other| other.place == Place::Current) else {
+            return Some(false);
+        };
+        let entry = self.table.get(other.source)?;
+        entry.source.has(sequence.wrapping_sub(other.delta))
+    }
+
     /// Holds a packet of the candidate, or makes its sender the candidate.
     fn hold(&mut self, view: &RingView<'_>, held: &Held, key: &Key, hope: Hope) -> Verdict {
         let sequence = held.descriptor.sequence as u16;
         let restart = hope != Hope::Other;
+        let alive = self.alive_until().is_some_and(|until| held.arrival_ns < until);
         match &mut self.candidate {
             Some(candidate)
                 if candidate.restart == restart && candidate.is(key.ssrc, key.leg, &key.flow) =>
             {
-                candidate.hear(sequence, key.leg, &key.flow);
+                candidate.hear(sequence, key.leg, &key.flow, held.arrival_ns);
             }
-            Some(candidate) if candidate.proven => {
+            Some(candidate) if candidate.stays(restart, alive) => {
                 // One at a time: a third has to wait until this one is decided.
                 bump(&mut self.counters.dropped_filtered);
                 return Verdict::Free;
@@ -257,7 +294,7 @@ impl<M: Memory> ReceiveCore<M> {
             _ => {
                 self.drop_candidate();
                 let mut candidate = Candidate::new(key.ssrc, restart, sequence);
-                candidate.hear(sequence, key.leg, &key.flow);
+                candidate.hear(sequence, key.leg, &key.flow, held.arrival_ns);
                 self.candidate = Some(candidate);
             }
         }
@@ -308,15 +345,18 @@ impl<M: Memory> ReceiveCore<M> {
                 let _ = self.hold.push(held);
             }
         }
-        if self.hold.is_empty() {
-            self.candidate = None;
+        let mut legs = self.legs.iter().take(self.config.legs.into());
+        let whole = legs.all(|leg| leg.place == Place::Current);
+        let proven = self.candidate.is_some_and(|candidate| candidate.proven);
+        if self.hold.is_empty() || (whole && proven) {
+            self.drop_candidate();
         }
     }
 
     /// The source with this SSRC has left the session (RTCP BYE). Another takes over at once.
     pub fn bye(&mut self, view: &RingView<'_>, ssrc: u32, now_ns: u64) {
         if self.followed == Some(ssrc) {
-            self.bye = true;
+            self.bye = Some(now_ns);
             self.try_switch(view, now_ns);
         }
     }
@@ -324,6 +364,11 @@ impl<M: Memory> ReceiveCore<M> {
     /// When the last live leg of the followed source will have been silent for long enough.
     pub(super) fn switch_due(&self) -> Option<u64> {
         self.candidate.as_ref().filter(|candidate| candidate.proven)?;
+        self.alive_until()
+    }
+
+    /// When the followed source is silent unless more comes of it.
+    fn alive_until(&self) -> Option<u64> {
         let live = self.legs.iter().filter(|leg| leg.place == Place::Current);
         live.map(|leg| leg.last_ns.saturating_add(SILENCE_NS)).max()
     }
@@ -331,7 +376,7 @@ impl<M: Memory> ReceiveCore<M> {
     /// Follows the candidate if it may take over at `now_ns`.
     pub(super) fn try_switch(&mut self, view: &RingView<'_>, now_ns: u64) {
         let Some(candidate) = self.candidate else { return };
-        let released = self.bye && !candidate.restart;
+        let released = self.bye.is_some() && !candidate.restart;
         let silent = candidate.proven && self.switch_due().is_none_or(|due| due <= now_ns);
         if released || silent {
             self.switch(view, &candidate);
@@ -341,7 +386,7 @@ impl<M: Memory> ReceiveCore<M> {
     /// Follows `candidate`: an epoch begins with the first packet held of it.
     fn switch(&mut self, view: &RingView<'_>, candidate: &Candidate) {
         self.candidate = None;
-        self.bye = false;
+        self.bye = None;
         if candidate.restart {
             bump(&mut self.counters.restarts);
         } else {

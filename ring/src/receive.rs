@@ -184,8 +184,8 @@ pub struct ReceiveCore<M: Memory> {
     /// SSRC of the followed source, once there is one.
     pub(super) followed: Option<u32>,
     pub(super) run: Run,
-    /// The followed source has said BYE.
-    pub(super) bye: bool,
+    /// When the followed source said BYE.
+    pub(super) bye: Option<u64>,
     pub(super) legs: [Leg; LEGS_MAX],
     pub(super) counters: StreamCounters,
     /// First position that may not be written.
@@ -207,7 +207,7 @@ impl<M: Memory> ReceiveCore<M> {
             candidate: None,
             followed: None,
             run: Run::default(),
-            bye: false,
+            bye: None,
             legs: [leg; LEGS_MAX],
             counters: StreamCounters::default(),
             limit: None,

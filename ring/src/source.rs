@@ -321,6 +321,17 @@ impl Source {
         self.expected().saturating_sub(self.unique)
     }
 
+    /// Whether the packet `ext` of this run has come; `None` when that is too long ago.
+    pub fn has(&self, ext: u64) -> Option<bool> {
+        let age = self.highest.wrapping_sub(ext) as i64;
+        if age < 0 || !self.started {
+            return Some(false);
+        }
+        let word = self.window.get((ext / 64) as usize % WINDOW_WORDS)?;
+        ((age as u64) < DUPLICATE_WINDOW)
+            .then_some(*word & 1_u64.wrapping_shl(ext as u32 % 64) != 0)
+    }
+
     /// Packets that are neither counted nor given up: the latest stray and its copies.
     pub fn pending(&self) -> u64 {
         self.stray.map_or(0, |stray| stray.copies.saturating_add(1))

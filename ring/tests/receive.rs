@@ -10,7 +10,7 @@ use rtp_mgr_ring::abi::{flag, Descriptor, StreamCounters, DESC_WORDS};
 use rtp_mgr_ring::atomic::Word;
 use rtp_mgr_ring::follow::{Held, SILENCE_NS};
 use rtp_mgr_ring::header;
-use rtp_mgr_ring::producer::Mode;
+use rtp_mgr_ring::producer::{Mode, Readers};
 use rtp_mgr_ring::receive::{Config, Filter, Memory, Packet, ReceiveCore, Storage, Verdict};
 use rtp_mgr_ring::staging::{Entry, Order};
 use rtp_mgr_ring::table::{Flow, SourceEntry};
@@ -904,4 +904,131 @@ proptest! {
 #[test]
 fn silence_is_two_hundred_milliseconds() {
     assert_eq!(SILENCE_NS, 200 * MS);
+}
+
+#[test]
+fn a_leg_that_was_away_for_more_than_a_cycle_is_merged_again() {
+    for away in [65_000_u32, 65_540, 70_000, 140_000] {
+        let mut rig = Rig::new(Setup { order: 8, legs: 2, ..Setup::default() });
+        let total = 1_000 + away + 1_000;
+        for tick in 0..total + 1_000 {
+            let sent = Sent::new(tick as u16).timestamp(tick.wrapping_mul(90));
+            // Leg 1 is away in the middle, leg 0 at the end.
+            if tick < total {
+                rig.packet(sent);
+            }
+            if !(1_000..1_000 + away).contains(&tick) {
+                rig.packet(sent.leg(1));
+            }
+            rig.wait(MS);
+        }
+        rig.finish();
+        let counters = rig.counters();
+        assert_eq!(counters.published, u64::from(total + 1_000), "away for {away}: {counters:?}");
+        assert_eq!((counters.late, counters.lost, counters.epochs), (0, 0, 1), "away for {away}");
+    }
+}
+
+#[test]
+fn a_competing_source_does_not_take_over_when_the_followed_one_restarts() {
+    let mut rig = Rig::new(Setup::default());
+    for sequence in 0..20 {
+        rig.packet(Sent::new(sequence).ssrc(7));
+        rig.packet(Sent::new(500 + 2 * sequence).ssrc(8));
+        rig.packet(Sent::new(501 + 2 * sequence).ssrc(8));
+        rig.wait(MS);
+    }
+    for sequence in 0..20 {
+        rig.packet(Sent::new(40_000 + sequence).ssrc(7).timestamp(5));
+        rig.packet(Sent::new(540 + 2 * sequence).ssrc(8));
+        rig.packet(Sent::new(541 + 2 * sequence).ssrc(8));
+        rig.wait(MS);
+    }
+    rig.finish();
+    assert!(rig.read.iter().all(|seen| seen.descriptor.ssrc == 7), "{:?}", rig.packets());
+    assert_eq!(rig.counters().restarts, 1);
+    assert!(rig.packets().len() >= 39, "{:?}", rig.packets());
+}
+
+#[test]
+fn a_packet_that_found_the_ring_full_is_one_packet_whatever_leg_brings_it_again() {
+    let mut rig = Rig::new(Setup { order: 4, legs: 2, ..Setup::default() }).with_reliable_reader();
+    for sequence in 0..20 {
+        rig.packet(Sent::new(sequence));
+    }
+    // Leg 0 lost number 20; leg 1 has it, and finds the ring full as well.
+    rig.packet(Sent::new(21));
+    rig.packet(Sent::new(20).leg(1));
+    rig.drain();
+    for sequence in 16..22 {
+        rig.packet(Sent::new(sequence).leg(1));
+    }
+    rig.drain();
+    let counters = rig.counters();
+    assert_eq!((counters.expected, counters.unique, counters.lost), (22, 22, 0));
+}
+
+#[test]
+fn what_was_held_of_a_leg_that_is_back_never_comes_out_later() {
+    let mut rig = Rig::new(Setup { order: 9, legs: 2, ..Setup::default() });
+    let restarted = |sequence: u16| Sent::new(sequence).timestamp(9_000_000);
+    for sequence in 0..100 {
+        rig.packet(Sent::new(sequence));
+        rig.packet(Sent::new(sequence).leg(1));
+        rig.wait(MS);
+    }
+    // Leg 1 stalls while the sender restarts, and brings what it had before that afterwards.
+    for sequence in 40_000..40_300 {
+        rig.packet(restarted(sequence));
+        rig.wait(MS);
+    }
+    for sequence in 100..110 {
+        rig.packet(Sent::new(sequence).leg(1));
+    }
+    for sequence in 40_300..40_400 {
+        rig.packet(restarted(sequence));
+        rig.packet(restarted(sequence).leg(1));
+        rig.wait(MS);
+    }
+    // A pause: nothing replaces the source.
+    rig.wait(500 * MS);
+    for sequence in 40_400..40_500 {
+        rig.packet(restarted(sequence));
+        rig.packet(restarted(sequence).leg(1));
+        rig.wait(MS);
+    }
+    rig.finish();
+    let expected: Vec<u16> = (0..100).chain(40_000..40_500).collect();
+    assert_eq!(rig.packets(), expected);
+    assert_eq!((rig.counters().restarts, rig.counters().epochs), (1, 2));
+}
+
+#[test]
+fn a_source_that_goes_on_after_its_bye_is_not_replaced_at_once() {
+    let mut rig = Rig::new(Setup::default());
+    for sequence in 0..5 {
+        rig.packet(Sent::new(sequence).ssrc(7));
+    }
+    rig.bye(7);
+    for sequence in 5..400 {
+        rig.packet(Sent::new(sequence).ssrc(7));
+        rig.wait(MS);
+    }
+    rig.packet(Sent::new(9_000).ssrc(8));
+    rig.packet(Sent::new(400).ssrc(7));
+    assert_eq!(rig.packets(), (0..401).collect::<Vec<u16>>());
+}
+
+#[test]
+fn a_reader_is_demoted_for_stalling_and_not_for_a_burst_after_a_pause() {
+    let mut readers = Readers::new();
+    let reader = readers.add(Mode::Reliable, true, 0, 0).unwrap();
+    let stall = 2_000 * MS;
+    assert_eq!(readers.demote_stalled(0, stall, 0, 16), 0);
+    // Silence, then as much as the ring holds at once.
+    assert_eq!(readers.demote_stalled(5_000 * MS, stall, 16, 16), 0);
+    assert_eq!(readers.demote_stalled(6_999 * MS, stall, 16, 16), 0);
+    readers.observe_tail(reader, 1, 16, 6_999 * MS);
+    assert_eq!(readers.demote_stalled(7_100 * MS, stall, 17, 16), 0, "it moved");
+    assert_eq!(readers.demote_stalled(9_100 * MS, stall, 17, 16), 1);
 }
