@@ -572,9 +572,10 @@ fn a_closed_standard_output_ends_quietly() {
 
 #[test]
 fn a_full_disk_is_reported_and_the_summary_still_told() {
-    for option in ["--out", "--pcap"] {
+    for options in [&["--out"][..], &["--pcap"], &["--format", "L24/48000/2", "--out"]] {
+        let option = options.last().expect("an option");
         let port = free_port();
-        let rx = listening(port, &[option, "/dev/full", "--json"]);
+        let rx = listening(port, &[&["--json"], options, &["/dev/full"]].concat());
         let sender = Sender::to(port);
         for sequence in 0..3 {
             sender.send(sequence, &[0; 500]);
@@ -584,10 +585,100 @@ fn a_full_disk_is_reported_and_the_summary_still_told() {
         assert_eq!(ended.status, Some(1), "{ended:?}");
         balances(&ended.last_report());
         let line = ended.stderr.last().expect("the reason");
-        for part in [option, "/dev/full", "No space left", "incomplete"] {
+        for part in [*option, "/dev/full", "No space left", "incomplete"] {
             assert!(line.contains(part), "{part} is not in: {line}");
         }
     }
+    for arguments in [&["doctor"][..], &["--version"], &["list", "--json"]] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+        let ended = command(arguments).stdout(full).output().expect("running rtp_app");
+        assert_eq!(ended.status.code(), Some(1), "{arguments:?}");
+        let line = String::from_utf8_lossy(&ended.stderr);
+        assert!(line.contains("standard output") && line.contains("No space left"), "{line}");
+    }
+}
+
+#[test]
+fn sigterm_ends_tx_that_waits_for_its_input() {
+    let holder = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let leg = holder.local_addr().expect("its address").to_string();
+    let start = || {
+        let mut tx = command(&["tx", "--leg", &leg, "--input", "-", "--format", "TS", "--json"]);
+        tx.stdin(Stdio::piped());
+        App::spawn(tx)
+    };
+    // Before the first byte.
+    let mut tx = start();
+    let input = tx.stdin();
+    tx.message("reading standard input");
+    tx.signal(Signal::TERM);
+    assert_eq!(tx.end().good().last_report()["streams"].as_array().map(Vec::len), Some(0));
+    drop(input);
+    // In the middle.
+    let mut tx = start();
+    let mut input = tx.stdin();
+    std::io::Write::write_all(&mut input, &transport_stream(700, 20_000_000)).expect("writing");
+    tx.message("sending to");
+    tx.signal(Signal::TERM);
+    let report = tx.end().good().last_report();
+    let term = |name| figure(&report, name);
+    assert_eq!(term("committed"), term("sent") + term("send_failed") + term("pending"));
+}
+
+#[test]
+fn a_file_can_be_sent_again_and_again() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (input, out) = (dir.path().join("in.ts"), dir.path().join("out.ts"));
+    let stream = transport_stream(70, 20_000_000);
+    fs::write(&input, &stream).expect("a file");
+    let port = free_port();
+    let mut rx = listening(port, &["--out", text(&out), "--json"]);
+    rx.json(|_| true);
+    let leg = format!("127.0.0.1:{port}");
+    run(&["tx", "--leg", &leg, "--input", text(&input), "--loop", "--count", "25"]).good();
+    let report = rx.end().good().last_report();
+    assert_eq!((figure(&report, "packets"), figure(&report, "restarts")), (25, 0));
+    let expected: Vec<u8> = stream.iter().copied().cycle().take(25 * 1316).collect();
+    assert!(fs::read(&out).expect("the output") == expected, "the bytes differ");
+}
+
+#[test]
+fn a_transport_stream_without_clock_references_goes_at_the_bit_rate_given() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let input = dir.path().join("in.ts");
+    // Null packets (PID 0x1fff): no PCR anywhere.
+    let packet: Vec<u8> = [0x47, 0x1f, 0xff, 0x10].into_iter().chain([0xff; 184]).collect();
+    fs::write(&input, packet.repeat(7 * 21)).expect("a file");
+    let port = free_port();
+    let mut rx = listening(port, &["--json"]);
+    rx.json(|_| true);
+    let leg = format!("127.0.0.1:{port}");
+    // 1,316 bytes every 10 ms.
+    run(&["tx", "--leg", &leg, "--input", text(&input), "--bitrate", "1052800"]).good();
+    let report = rx.end().good().last_report();
+    assert_eq!(figure(&report, "packets"), 21);
+    assert!(report["streams"][0]["duration_s"].as_f64() >= Some(0.12), "{report}");
+}
+
+#[test]
+fn raw_audio_comes_from_standard_input() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let out = dir.path().join("out.wav");
+    let sound = noise(6 * 48 * 20, 5);
+    let port = free_port();
+    let mut rx = listening(port, &["--format", "L24/48000/2", "--out", text(&out), "--json"]);
+    rx.json(|_| true);
+    let leg = format!("127.0.0.1:{port}");
+    let mut tx = command(&["tx", "--leg", &leg, "--input", "-", "--format", "L24/48000/2"]);
+    tx.stdin(Stdio::piped());
+    let mut tx = App::spawn(tx);
+    feed(tx.stdin(), &sound);
+    tx.end().good();
+    rx.end().good();
+    // A WAV is little endian, the network big endian.
+    let swapped: Vec<u8> =
+        sound.chunks(3).flat_map(|sample| sample.iter().rev().copied()).collect();
+    assert!(samples(&fs::read(&out).expect("the output")) == swapped, "the samples differ");
 }
 
 #[test]

@@ -38,7 +38,11 @@ const CLOSE: Duration = Duration::from_secs(2);
 /// A mistake in the options, an input that cannot be read, a stream that cannot be opened, or
 /// packets that the path refused.
 pub fn run(args: &TxArgs, stop: &Stop) -> Result<(), Failure> {
-    let settings = Settings::new(args, stop)?;
+    let settings = match Settings::new(args, stop) {
+        // An input that had said nothing yet.
+        Err(_) if stop.requested() => return nothing_sent(args),
+        settings => settings?,
+    };
     let mut transmitter = settings.open()?;
     settings.write_description(&transmitter)?;
     let legs = settings.legs.clone();
@@ -84,6 +88,22 @@ fn send(
         }
     }
     Ok(())
+}
+
+/// The summary when the end came before the stream.
+fn nothing_sent(args: &TxArgs) -> Result<(), Failure> {
+    if !args.json {
+        return crate::print("sent        nothing: interrupted before the input began\n");
+    }
+    let report = TxReport {
+        schema: SCHEMA,
+        engine: Engine::User,
+        time: utc_now(),
+        last: true,
+        streams: Vec::new(),
+        warnings: Vec::new(),
+    };
+    write_line(&mut std::io::stdout().lock(), &report).map_err(Failure::stdout)
 }
 
 /// Waits until the last packets were due and have left.

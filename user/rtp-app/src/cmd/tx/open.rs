@@ -3,6 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::fs;
 use std::hash::{BuildHasher, Hasher};
+use std::io::Write;
 use std::path::Path;
 
 use rtp_mgr::socket::TransmitOptions;
@@ -187,6 +188,8 @@ fn source(args: &TxArgs, stop: &Stop) -> Result<Box<dyn MediaSource>, Failure> {
     };
     let failed = |error| Failure::media("--input", &error);
     let input = if path == Path::new("-") {
+        // Nobody has to see it: it tells who sits at a terminal what is waited for.
+        let _ = writeln!(std::io::stderr(), "reading standard input");
         let stdin = Stdin::new(stop)
             .map_err(|error| Failure::failed(format!("--input -: standard input: {error}")))?;
         Input::pipe("standard input", Box::new(stdin))
