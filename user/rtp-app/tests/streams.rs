@@ -423,7 +423,7 @@ fn a_bye_ends_rx_only_when_every_source_has_left() {
 #[test]
 fn a_thousand_sources_share_a_ring_and_each_has_its_figures() {
     let port = free_port();
-    let mut rx = listening(port, &["--json", "--interval", "0.05", "--ring-order", "13"]);
+    let mut rx = listening(port, &["--json", "--interval", "0.2", "--ring-order", "13"]);
     let sender = Sender::to(port);
     for sequence in [0, 1, 3] {
         for ssrc in 0..1000 {
