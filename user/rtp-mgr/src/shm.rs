@@ -325,9 +325,14 @@ impl ControlPage {
         let file = memfd("rtp_mgr control", PAGE as u64).map_err(failed)?;
         rustix::fs::fcntl_add_seals(&file, CONTROL_SEALS).map_err(|error| failed(error.into()))?;
         let page = Self { mapping: Mapping::of_file(&file, PAGE, true).map_err(failed)? };
-        page.view().position.store(start);
-        page.view().wake_at.store(start);
+        page.begin(start);
         Ok((page, file))
+    }
+
+    /// Sets the position, and asks for no wake-up: as far away as can be.
+    fn begin(&self, position: u64) {
+        self.view().position.store(position);
+        self.view().wake_at.store(position.wrapping_add(i64::MAX as u64));
     }
 
     /// Maps the control page that an engine gave this process.

@@ -473,7 +473,7 @@ impl Slots<'_> {
             return Err(Error::argument("commit", n, accepted));
         }
         if let Some(empty) = self.fills[..n].iter().position(|fill| fill.len == 0) {
-            let accepted = "every slot needs a packet (set_len or set_payload_len)";
+            let accepted = "accepted: slots that have a packet (set_len or set_payload_len)";
             return Err(Error::argument("commit", format_args!("{n}: slot {empty}"), accepted));
         }
         let region = self.task.region().clone();

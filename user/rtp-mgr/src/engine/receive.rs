@@ -217,7 +217,8 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         let reader = self.core.readers_mut().add(mode, demotable, head, now)?;
         self.core.refresh_limit();
         port.control().position.store(head);
-        port.control().wake_at.store(head);
+        // No wake-up is asked for yet: as far away as can be.
+        port.control().wake_at.store(head.wrapping_add(i64::MAX as u64));
         self.readers[reader] = Some(Reader { port, waiting_since: None });
         self.publish_reader(reader);
         self.publish_figures(now);
