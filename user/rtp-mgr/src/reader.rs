@@ -267,8 +267,9 @@ impl<W: Wake> RingReader<W> {
         if stopped {
             return self.wake.ended().map(|()| Found::Stopped);
         }
-        if self.armed_at == Some(self.cursor.next()) && !W::MAY_VANISH {
-            // Whatever comes now signals the file: nothing has to be asked of the kernel.
+        if self.armed_at.take() == Some(self.cursor.next()) && !W::MAY_VANISH {
+            // Whatever comes now signals the file: nothing has to be asked of the kernel. Not twice
+            // in a row: the file may be readable for what was read before.
             return Ok(Found::Nothing);
         }
         let listening = self.wake.forget();
@@ -660,5 +661,30 @@ impl Discontinuity {
     /// Why.
     pub fn cause(&self) -> Cause {
         self.cause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Mode;
+    use crate::engine::worker::signal;
+    use crate::receiver::Receiver;
+
+    #[test]
+    fn a_wake_up_that_comes_when_everything_was_read_does_not_keep_the_reader_busy() {
+        let receiver = Receiver::builder()
+            .leg("127.0.0.1:0".parse().unwrap())
+            .rtcp(false)
+            .announce(false)
+            .open()
+            .unwrap();
+        let mut reader = receiver.subscribe(Mode::Reliable).unwrap();
+        assert!(reader.try_read().unwrap().unwrap().is_empty());
+        signal(reader.as_fd());
+        for _ in 0..2 {
+            assert!(reader.try_read().unwrap().unwrap().is_empty());
+        }
+        assert!(!wait_readable(reader.as_fd(), Some(Instant::now())));
     }
 }

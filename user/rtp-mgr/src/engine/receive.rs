@@ -128,6 +128,8 @@ struct Leg {
     sockets: LegSockets,
     /// Drop counts of the sockets at the last look (32 bits, wrapping).
     drops: u32,
+    /// While the socket has more than was taken: arrival of the latest packet that was.
+    behind_ns: Option<u64>,
 }
 
 struct Reader<P> {
@@ -160,10 +162,11 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         let mut side_batch = RecvBatch::new(side_slots, MESSAGES_MAX, 1);
         let mut next = 0..MESSAGES_MAX as u32;
         side_batch.fill(|| next.next());
-        let legs = parts
-            .legs
-            .into_iter()
-            .map(|sockets| Leg { drops: sockets.rtp.drops().unwrap_or(0), sockets });
+        let legs = parts.legs.into_iter().map(|sockets| Leg {
+            drops: sockets.rtp.drops().unwrap_or(0),
+            behind_ns: None,
+            sockets,
+        });
         let mut stream = Self {
             core: ReceiveCore::new(
                 parts.config,
@@ -251,7 +254,8 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
     /// One receive call and what it brought. Returns whether the socket had as much as was asked for.
     fn receive_round(&mut self, leg: usize) -> io::Result<bool> {
         self.learn_tails(clock::monotonic_ns());
-        let Some(state) = self.legs.get(leg) else { return Ok(false) };
+        let Some(state) = self.legs.get_mut(leg) else { return Ok(false) };
+        state.behind_ns = None;
         let core = &mut self.core;
         self.batch.adapt(NETWORK_SLOTS);
         self.batch.release(false, |slot| core.give_back(slot));
@@ -264,14 +268,17 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         }
         let counters = self.core.counters_mut();
         counters.socket_calls = counters.socket_calls.wrapping_add(1);
-        self.place(leg, now);
+        let latest_ns = self.place(leg, now);
+        let more = received == messages;
+        self.legs[leg].behind_ns = more.then_some(latest_ns);
         self.flush(now);
-        Ok(received == messages)
+        Ok(more)
     }
 
-    /// Shows the packets of the batch to the core.
-    fn place(&mut self, leg: usize, now_ns: u64) {
-        let Some(state) = self.legs.get(leg) else { return };
+    /// Shows the packets of the batch to the core. Returns when the last of them arrived.
+    fn place(&mut self, leg: usize, now_ns: u64) -> u64 {
+        let mut latest_ns = now_ns;
+        let Some(state) = self.legs.get(leg) else { return latest_ns };
         let local = state.sockets.rtp.local_addr();
         let known = state.sockets.rtp.destination();
         let mut drops = state.drops;
@@ -289,6 +296,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
                 drops = info.drops;
             }
             let arrival = self.clock.arrival(info.realtime_ns.unwrap_or(0), now_ns);
+            latest_ns = arrival.monotonic_ns;
             let verdict = match arrived.slot {
                 None => self.core.without_slot(arrived.bytes),
                 Some(slot) => {
@@ -329,6 +337,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             self.core.bye(&self.memory.ring(), ssrc, now_ns);
         }
         self.count_drops(leg, drops);
+        latest_ns
     }
 
     /// Takes what the RTCP socket of `leg` has, after all RTP that came before it.
@@ -401,8 +410,23 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
                 self.tell_clock();
             }
         }
-        self.core.expire(&self.memory.ring(), now);
+        let heard_ns = self.hear(now);
+        self.core.expire(&self.memory.ring(), heard_ns);
         self.flush(now);
+    }
+
+    /// Until when it is known what has come: now, unless a socket has more than was taken so far.
+    /// What came in time but was not read yet is no loss.
+    fn hear(&mut self, now_ns: u64) -> u64 {
+        if self.core.next_deadline().is_none_or(|due| due > now_ns) {
+            return now_ns;
+        }
+        for leg in 0..self.legs.len() {
+            if let Err(error) = self.receive(leg) {
+                tracing::warn!(%error, leg, "receive");
+            }
+        }
+        self.legs.iter().filter_map(|leg| leg.behind_ns).min().unwrap_or(now_ns).min(now_ns)
     }
 
     /// When [`tick`](Self::tick) wants to be called, CLOCK_MONOTONIC in nanoseconds.
@@ -884,6 +908,37 @@ mod tests {
         rig.stream.tick();
         let counters = rig.pages.figures();
         assert_eq!((counters.staged, counters.published, counters.gap_positions), (0, 2, 1));
+    }
+
+    #[test]
+    fn what_came_in_time_fills_its_gap_when_the_engine_is_late() {
+        let order = Order { reorder_ns: 50_000_000, window: 128 };
+        let mut rig = Rig::new(false, Some(order));
+        rig.send(1, 10);
+        rig.send(3, 10);
+        rig.receive();
+        rig.send(2, 10);
+        // More than is taken at a time.
+        (4..100).for_each(|sequence| rig.send(sequence, 10));
+        std::thread::sleep(std::time::Duration::from_millis(60));
+        rig.stream.tick();
+        rig.receive();
+        let counters = rig.pages.figures();
+        assert_eq!((counters.published, counters.gap_positions, counters.late), (99, 0, 0));
+    }
+
+    #[test]
+    fn a_gap_is_not_given_up_before_what_came_in_time_was_read() {
+        let order = Order { reorder_ns: 50_000_000, window: 128 };
+        let mut rig = Rig::new(false, Some(order));
+        rig.send(1, 10);
+        (3..90).for_each(|sequence| rig.send(sequence, 10));
+        rig.send(2, 10);
+        std::thread::sleep(std::time::Duration::from_millis(60));
+        assert!(rig.stream.receive_round(0).expect("the socket works"), "there is more");
+        rig.stream.tick();
+        let counters = rig.pages.figures();
+        assert_eq!((counters.published, counters.gap_positions), (89, 0));
     }
 
     #[test]

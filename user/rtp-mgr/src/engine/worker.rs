@@ -253,11 +253,18 @@ struct Loop<'a> {
     /// Deadlines; an entry that is not its task's `armed` is out of date.
     heap: BinaryHeap<Reverse<(u64, Key)>>,
     kicked: Vec<Key>,
+    due: Vec<Key>,
 }
 
 impl<'a> Loop<'a> {
     fn new(shared: &'a Shared) -> Self {
-        Self { shared, timers: Vec::new(), heap: BinaryHeap::new(), kicked: Vec::new() }
+        Self {
+            shared,
+            timers: Vec::new(),
+            heap: BinaryHeap::new(),
+            kicked: Vec::new(),
+            due: Vec::new(),
+        }
     }
 
     fn run(&mut self) {
@@ -328,6 +335,17 @@ impl<'a> Loop<'a> {
         if self.heap.is_empty() {
             return;
         }
+        self.take_due();
+        // Each once: one that is due again at once waits until the others had their turn.
+        let mut due = std::mem::take(&mut self.due);
+        for key in due.drain(..) {
+            self.call(key, |task| task.tick());
+        }
+        self.due = due;
+    }
+
+    /// Takes from the heap whose time has come.
+    fn take_due(&mut self) {
         let now = monotonic_ns();
         while let Some(Reverse((at, key))) = self.heap.peek().copied() {
             if at > now {
@@ -341,7 +359,7 @@ impl<'a> Loop<'a> {
             timer.armed = NEVER;
             let wanted = timer.wanted;
             if wanted <= now {
-                self.call(key, |task| task.tick());
+                self.due.push(key);
             } else {
                 self.want(key, wanted);
             }
@@ -455,6 +473,31 @@ mod tests {
         drop(calls);
         due.next.store(NEVER, Ordering::Relaxed);
         assert_eq!(*idle.calls.lock().unwrap(), [Call::Tick], "the first call only");
+    }
+
+    #[test]
+    fn a_task_that_is_always_late_does_not_keep_the_thread_from_the_others() {
+        let worker = worker();
+        let late = Probe::new(1);
+        let other = Probe::new(NEVER);
+        let _late = worker.serve(late.clone());
+        late.wait_for(Call::Tick);
+        let service = worker.serve(other.clone());
+        let event = new_event().unwrap();
+        *other.event.lock().unwrap() = Some(event.try_clone().unwrap());
+        service.watch(&event, 7, EventFlags::IN).unwrap();
+        signal(&event);
+        let calls = other.calls.lock().unwrap();
+        let (calls, _) = other
+            .changed
+            .wait_timeout_while(calls, Duration::from_secs(2), |calls| {
+                !calls.contains(&Call::Ready(7))
+            })
+            .unwrap();
+        let called = calls.contains(&Call::Ready(7));
+        drop(calls);
+        late.next.store(NEVER, Ordering::Relaxed);
+        assert!(called);
     }
 
     #[test]
