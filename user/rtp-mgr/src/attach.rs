@@ -1,6 +1,6 @@
 //! Streams of other processes of this user: finding them, their figures, reading along.
 //!
-//! What lives here: the asking side. What does not: the messages ([`crate::handshake`]) and reading
+//! What lives here: the asking side. What does not: the messages (`handshake`) and reading
 //! ([`crate::reader`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -384,14 +384,20 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         self.simulated.as_mut().map(|(simulator, _)| simulator)
     }
 
-    /// Produces what is due of the simulated source.
-    fn produce(&mut self, now_ns: u64) {
-        let Some((simulator, consumption)) = &mut self.simulated else { return };
+    /// Counts what every reader has released of the simulated source's bytes.
+    fn count_consumed(&mut self) {
+        let Some((_, consumption)) = &mut self.simulated else { return };
         if let Some(tail) = slowest_tail(&self.core) {
             let bytes = consumption.release(tail);
             let counters = self.core.counters_mut();
             counters.bytes_consumed = counters.bytes_consumed.wrapping_add(bytes);
         }
+    }
+
+    /// Produces what is due of the simulated source.
+    fn produce(&mut self, now_ns: u64) {
+        self.count_consumed();
+        let Some((simulator, consumption)) = &mut self.simulated else { return };
         let arrival =
             Arrival { monotonic_ns: now_ns, tai_ns: self.clock.tai_from_monotonic(now_ns) };
         let memory = &self.memory;
@@ -452,6 +458,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         self.look_at_sockets();
         let now = clock::monotonic_ns();
         self.learn_tails(now);
+        self.count_consumed();
         self.core.finish(&self.memory.ring());
         self.flush(now);
         self.memory.set_stopped();
