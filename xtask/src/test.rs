@@ -21,8 +21,10 @@ pub struct TestArgs {
 
 type Task = fn(&Project, &mut Report, &str);
 
-/// The steps: what is quick and often wrong first, what needs the release build last.
+/// The steps: the packages that tests use, what is quick and often wrong, and last what needs the
+/// release build.
 const STEPS: &[(&str, Task)] = &[
+    ("system packages", |p, r, n| r.step(n, || setup::step(p))),
     ("formatting", |p, r, n| r.step(n, || with_component(p, "fmt", "rustfmt", checks::format))),
     ("clippy", |p, r, n| r.step(n, || with_component(p, "clippy", "clippy", checks::clippy))),
     ("documentation", |p, r, n| r.step(n, || Outcome::of(checks::doc(p)))),
@@ -35,7 +37,6 @@ const STEPS: &[(&str, Task)] = &[
     ("release build", |p, r, n| r.step(n, || Outcome::of(p.build_release()))),
     ("demo", |p, r, n| r.step(n, || Outcome::of(checks::demo(p, &[])))),
     ("source documents", |p, r, n| r.step(n, || documents::run(p))),
-    ("system packages", |p, r, n| r.step(n, || setup::step(p))),
     ("interop", interop::rows),
 ];
 
