@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::env;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
@@ -16,6 +17,7 @@ use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::str::FromStr;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use rtp_mgr::{Attached, Cause, Engine, Error, Item, Mode, Receiver};
 use rustix::fs::{FallocateFlags, OFlags};
@@ -23,6 +25,7 @@ use rustix::process::Signal;
 
 use crate::dice::Dice;
 use crate::harness::{Harness, ms};
+use crate::heard::Reads;
 use crate::process::{self, Mapping};
 use crate::raw;
 use crate::wait::LONG;
@@ -72,13 +75,14 @@ impl Remote {
         remote
     }
 
-    /// A process that owns a stream called `name`. Its answer tells the port.
+    /// A process that owns a stream called `name`, and the address of its leg.
     #[track_caller]
-    pub(crate) fn owner(h: &Harness, name: &str) -> (Self, Answer) {
+    pub(crate) fn owner(h: &Harness, name: &str, reorder: Option<Duration>) -> (Self, SocketAddr) {
         let engine = format!("{:?}", h.engine()).to_lowercase();
-        let mut remote = Self::start(h, &format!("owner {name} {engine}"));
-        let answer = remote.answer("publishing");
-        (remote, answer)
+        let reorder = reorder.map_or("-".to_owned(), |reorder| reorder.as_millis().to_string());
+        let mut remote = Self::start(h, &format!("owner {name} {engine} {reorder}"));
+        let address = remote.answer("publishing").get("address");
+        (remote, address)
     }
 
     #[track_caller]
@@ -174,7 +178,7 @@ pub(crate) fn main(role: &str) -> ExitCode {
     let words: Vec<&str> = role.split(' ').collect();
     let result = match words[..] {
         ["reader", name, mode] => reader(name, mode),
-        ["owner", name, engine] => owner(name, engine),
+        ["owner", name, engine, reorder] => owner(name, engine, reorder),
         _ => Err(Error::EngineGone),
     };
     match result {
@@ -193,27 +197,32 @@ fn say(line: &str) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-fn owner(name: &str, engine: &str) -> Result<(), Error> {
+fn owner(name: &str, engine: &str, reorder: &str) -> Result<(), Error> {
     let engine = match engine {
         "kernel" => Engine::Kernel,
         "user" => Engine::User,
         _ => Engine::Auto,
     };
-    let mut rx = Receiver::builder()
-        .engine(engine)
-        .rtcp(false)
-        .leg(crate::harness::loopback())
-        .publish(name)
-        .open()?;
-    say(&format!("port={}", rx.local_addr(0).map_or(0, |address| address.port())));
+    let leg = crate::harness::loopback();
+    let mut builder = Receiver::builder().engine(engine).rtcp(false).leg(leg).publish(name);
+    if let Ok(reorder) = reorder.parse() {
+        builder = builder.ordered(ms(reorder)).ring_order(13);
+    }
+    let mut rx = builder.open()?;
+    let address = rx.local_addr(0).ok_or(Error::EngineGone)?;
+    say(&format!("address={address}"));
     for line in io::stdin().lines().map_while(Result::ok) {
-        match line.as_str() {
-            "stop" => {
-                rx.stop()?;
-                say("stopped=1");
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[..] {
+            ["read", count] => say(&Tally::default().read(&mut rx, number(count))?),
+            ["counters"] => {
+                let counters = rx.stats().counters();
+                say(&format!(
+                    "received={} published={} late={} external_drops={}",
+                    counters.received, counters.published, counters.late, counters.external_drops
+                ));
             }
-            "taken" => say(&format!("taken={}", rx.stats().counters().published)),
-            other => say(&format!("error=unknown_{other}")),
+            _ => say("error=unknown"),
         }
     }
     Ok(())
@@ -288,9 +297,9 @@ impl Tally {
     }
 
     /// Reads until it has accounted for `count` packets.
-    fn read(mut self, attached: &mut Attached, count: u64) -> Result<String, Error> {
+    fn read(mut self, from: &mut impl Reads, count: u64) -> Result<String, Error> {
         while self.packets + self.missed < count {
-            match attached.read(LONG)? {
+            match from.read(LONG)? {
                 Some(batch) if batch.is_empty() => return Ok(self.text("time")),
                 Some(batch) => batch.iter().for_each(|item| self.add(item)),
                 None => return Ok(self.text("stopped")),
@@ -300,9 +309,9 @@ impl Tally {
     }
 
     /// Reads until there is nothing more.
-    fn rest(mut self, attached: &mut Attached) -> String {
+    fn rest(mut self, from: &mut impl Reads) -> String {
         loop {
-            match attached.read(LONG) {
+            match from.read(LONG) {
                 Ok(Some(batch)) if batch.is_empty() => return self.text("time"),
                 Ok(Some(batch)) => batch.iter().for_each(|item| self.add(item)),
                 Ok(None) => return self.text("stopped"),

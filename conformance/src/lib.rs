@@ -70,6 +70,7 @@ macro_rules! behaviours {
                 another_source_takes_over_at_once_after_bye_on_the_same_port
                 ssrc_0_is_followed
                 reordering_time_changes_while_running
+                a_stalled_engine_gives_up_nothing_that_came_in_time
                 positions_wrap
             }
             legs {

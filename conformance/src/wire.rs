@@ -111,14 +111,7 @@ impl Line {
     pub(crate) fn sender_from(&self, from: IpAddr, to: SocketAddr) -> Sender {
         let socket = UdpSocket::bind((from, 0)).expect("a socket");
         socket.connect(to).expect("an address on this machine");
-        Sender {
-            line: self.clone(),
-            socket,
-            ssrc: 7,
-            payload_type: 96,
-            payload_len: 40,
-            ticks: 160,
-        }
+        Sender::new(Some(self.clone()), socket)
     }
 
     /// Waits until the stream has taken everything that was sent, and readers see what came of it.
@@ -155,7 +148,8 @@ impl Line {
 
 /// A sender of RTP to one leg of a stream.
 pub(crate) struct Sender {
-    line: Line,
+    /// `None`: nobody tells what the stream has taken.
+    line: Option<Line>,
     socket: UdpSocket,
     pub ssrc: u32,
     pub payload_type: u8,
@@ -165,6 +159,17 @@ pub(crate) struct Sender {
 }
 
 impl Sender {
+    fn new(line: Option<Line>, socket: UdpSocket) -> Self {
+        Self { line, socket, ssrc: 7, payload_type: 96, payload_len: 40, ticks: 160 }
+    }
+
+    /// A sender to a stream of another process.
+    pub(crate) fn unattended(to: SocketAddr) -> Self {
+        let socket = UdpSocket::bind((to.ip(), 0)).expect("a socket");
+        socket.connect(to).expect("an address on this machine");
+        Self::new(None, socket)
+    }
+
     pub(crate) fn ssrc(mut self, ssrc: u32) -> Self {
         self.ssrc = ssrc;
         self
@@ -212,11 +217,19 @@ impl Sender {
         sequences.into_iter().for_each(|sequence| self.send(sequence));
     }
 
+    /// Waits until there is room for so many packets, and counts them as sent.
+    #[track_caller]
+    fn note(&self, packets: u64, len: usize) {
+        if let Some(line) = &self.line {
+            line.make_room(packets * memory_of(len));
+            line.0.sent.fetch_add(packets, Ordering::Relaxed);
+        }
+    }
+
     /// Sends bytes, whatever they are.
     #[track_caller]
     pub(crate) fn datagram(&self, bytes: &[u8]) {
-        self.line.make_room(memory_of(bytes.len()));
-        self.line.0.sent.fetch_add(1, Ordering::Relaxed);
+        self.note(1, bytes.len());
         self.socket.send(bytes).unwrap_or_else(|error| panic!("{} bytes: {error}", bytes.len()));
     }
 
@@ -224,8 +237,7 @@ impl Sender {
     #[track_caller]
     pub(crate) fn train(&self, packets: &[Vec<u8>]) {
         let Some(len) = packets.first().map(Vec::len) else { return };
-        self.line.make_room(packets.len() as u64 * memory_of(len));
-        self.line.0.sent.fetch_add(packets.len() as u64, Ordering::Relaxed);
+        self.note(packets.len() as u64, len);
         let mut memory = SlotMemory::private(packets.len() as u32, len);
         for (slot, packet) in packets.iter().enumerate() {
             memory.write(slot as u32, packet);

@@ -7,6 +7,7 @@ use crate::child::{Answer, Remote};
 use crate::harness::{Harness, Need, NotRun, Rig, ms, refusal, unique_name};
 use crate::heard::{self, Mark, all, assert_heard, run};
 use crate::wait;
+use crate::wire::Sender;
 
 /// A published stream with a small ring, and its name.
 fn published(h: &Harness, what: &str, order: u8) -> (Rig, String) {
@@ -234,26 +235,14 @@ pub(crate) fn a_reader_learns_that_the_owner_has_died(h: &Harness) -> Result<(),
     let name = unique_name("dies");
     // Twice: what the first leaves behind is not in the second's way.
     for _ in 0..2 {
-        let (mut owner, answer) = Remote::owner(h, &name);
+        let (mut owner, address) = Remote::owner(h, &name, None);
         let mut attached =
             Attached::open(&name, Mode::Lossy).unwrap_or_else(|error| panic!("{error}"));
         let mut remote = Remote::reader(h, &name, Mode::Lossy);
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
-        for sequence in 0..20 {
-            let rtp = crate::wire::Rtp {
-                ssrc: 7,
-                payload_type: 96,
-                sequence,
-                timestamp: 0,
-                marker: false,
-                payload_len: 40,
-            };
-            let to = ("127.0.0.1", answer.get::<u16>("port"));
-            socket.send_to(&rtp.bytes(), to).expect("loopback takes it");
-        }
+        Sender::unattended(address).send_all(0..20);
         wait::until(
             || "20 packets published".to_owned(),
-            || owner.ask("taken").get::<u64>("taken") == 20,
+            || owner.ask("counters").get::<u64>("published") == 20,
         );
         remote.tell("rest");
         owner.kill();

@@ -4,10 +4,13 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use rtp_mgr::Cause;
+use rustix::process::Signal;
 
+use crate::child::Remote;
 use crate::dice::Dice;
-use crate::harness::{Harness, Rig, ms};
+use crate::harness::{Harness, Need, NotRun, Rig, ms, unique_name};
 use crate::heard::{self, Heard, Mark, all, assert_heard};
+use crate::wait;
 use crate::wire::Sender;
 
 /// Longer than any behaviour takes: gaps are given up for another reason, or not at all.
@@ -313,6 +316,37 @@ pub(crate) fn reordering_time_changes_while_running(h: &Harness) {
     let mut unordered = h.rig(|builder| builder);
     let error = unordered.rx.set_reorder(ms(20)).unwrap_err();
     assert!(error.is_usage(), "{error}");
+}
+
+/// What came in time is delivered, however late the engine comes to look at it: the owner's process
+/// is stopped over the deadline, with the missing packet behind more than the engine takes at a time.
+pub(crate) fn a_stalled_engine_gives_up_nothing_that_came_in_time(
+    h: &Harness,
+) -> Result<(), NotRun> {
+    h.needs(Need::OtherProcesses)?;
+    // Long enough for this process to send within it, on whatever machine.
+    let reorder = ms(1_500);
+    let (mut owner, address) = Remote::owner(h, &unique_name("stalls"), Some(reorder));
+    let sender = Sender::unattended(address).payload_len(4);
+    sender.send_all([1, 3]);
+    wait::until(
+        || "two packets received".to_owned(),
+        || owner.ask("counters").get::<u64>("received") == 2,
+    );
+    let gap_opened = Instant::now();
+    owner.signal(Signal::STOP);
+    sender.send_all(4..1_500);
+    sender.send(2);
+    assert!(gap_opened.elapsed() < reorder / 2, "this machine is too slow for the test");
+    std::thread::sleep((gap_opened + reorder + ms(100)).duration_since(Instant::now()));
+    owner.signal(Signal::CONT);
+    let heard = owner.ask("read 100");
+    let counters = owner.ask("counters");
+    if counters.get::<u64>("external_drops") > 0 {
+        return Err(NotRun::because("the socket buffer does not hold 1,500 packets"));
+    }
+    assert_eq!((heard.get::<u64>("gaps"), counters.get::<u64>("late")), (0, 0), "{heard:?}");
+    Ok(())
 }
 
 pub(crate) fn positions_wrap(h: &Harness) {
