@@ -68,6 +68,7 @@ macro_rules! behaviours {
                 another_source_takes_over_after_silence
                 another_source_takes_over_at_once_after_bye_on_the_port_above
                 another_source_takes_over_at_once_after_bye_on_the_same_port
+                a_source_that_goes_on_after_its_bye_stays_followed
                 ssrc_0_is_followed
                 reordering_time_changes_while_running
                 a_stalled_engine_gives_up_nothing_that_came_in_time
@@ -76,6 +77,8 @@ macro_rules! behaviours {
             legs {
                 the_first_copy_wins_and_the_other_is_counted
                 nothing_is_lost_while_either_leg_has_it
+                what_one_leg_alone_brings_is_marked
+                another_source_takes_over_on_both_legs
                 failover_in_both_directions_repeatedly
                 a_leg_comes_back_after_a_long_outage
                 legs_10_ms_apart_at_130000_packets_per_second

@@ -143,13 +143,14 @@ pub(crate) fn fifty_streams_share_one_thread(h: &Harness) {
 fn enter_namespace() -> Result<(), NotRun> {
     raw::new_network_namespace()
         .map_err(|error| NotRun::because(format!("no network namespace can be made: {error}")))?;
-    let ip = Command::new("ip")
-        .args(["link", "set", "lo", "up", "multicast", "on"])
-        .stdin(Stdio::null())
-        .status();
-    match ip {
+    ip("link set lo up multicast on")
+}
+
+fn ip(words: &str) -> Result<(), NotRun> {
+    let status = Command::new("ip").args(words.split(' ')).stdin(Stdio::null()).status();
+    match status {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(NotRun::because(format!("`ip link set lo up` ends with {status}"))),
+        Ok(status) => Err(NotRun::because(format!("`ip {words}` ends with {status}"))),
         Err(error) => Err(NotRun::because(format!("the program 'ip' cannot be started: {error}"))),
     }
 }
@@ -161,6 +162,7 @@ pub(crate) fn multicast_within_the_machine(h: &Harness) -> Result<(), NotRun> {
         ["127.0.0.1@232.1.1.1%lo:5004", "127.0.0.1@232.1.1.2%lo:5004"],
     ];
     if fs::exists("/proc/net/if_inet6").unwrap_or(false) {
+        ip("-6 route add multicast ff00::/8 dev lo table local")?;
         groups.push(["[ff31::1%lo]:5004", "[ff31::2%lo]:5004"]);
     } else {
         println!("not run: multicast over IPv6, which this machine has not");

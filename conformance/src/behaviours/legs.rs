@@ -104,6 +104,49 @@ pub(crate) fn nothing_is_lost_while_either_leg_has_it(h: &Harness) {
     }
 }
 
+pub(crate) fn what_one_leg_alone_brings_is_marked(h: &Harness) {
+    let mut rig = h.redundant(|builder| builder.ordered(FOR_EVER));
+    let legs = senders(&rig);
+    for (leg, numbers) in [(0, 1..3), (1, 1..3), (1, 4..6), (0, 3..6), (1, 6..8), (0, 8..9)] {
+        legs[leg].send_all(numbers);
+        rig.line.settle();
+    }
+    let heard = rig.hear(6);
+    assert_heard(&heard[..5], all(1..6));
+    // Leg 1 was past 3 when leg 0 brought it; leg 0 had not been past 6 and 7 when leg 1 did.
+    let marked: Vec<u16> = heard::packets(&heard)
+        .filter(|packet| packet.recovered)
+        .map(heard::Packet::number)
+        .collect();
+    assert_eq!(marked, [3]);
+    let counters = rig.counters();
+    assert_eq!((counters.recovered, counters.lost), (3, 0));
+    let snapshot = rig.rx.stats().snapshot();
+    assert_eq!((snapshot.legs[0].recovered, snapshot.legs[1].recovered), (1, 2));
+}
+
+pub(crate) fn another_source_takes_over_on_both_legs(h: &Harness) {
+    let mut rig = h.redundant(|builder| builder.ordered(ms(20)));
+    let old = senders(&rig).map(|sender| sender.ssrc(1));
+    for number in 1..51 {
+        old.iter().for_each(|leg| leg.send(number));
+    }
+    assert_heard(&rig.hear(50), all(1..51));
+    let new = senders(&rig).map(|sender| sender.ssrc(2));
+    for number in 700..740 {
+        new.iter().for_each(|leg| leg.send(number));
+    }
+    let mut heard = rig.hear(40);
+    new[1].send_all(740..750);
+    heard.extend(rig.hear(10));
+    assert!(matches!(heard[0], Heard::Discontinuity { .. }), "{}", heard::outline_text(&heard));
+    assert_heard(&heard[1..], all(700..750));
+    assert!(heard::packets(&heard).all(|packet| packet.ssrc == 2));
+    let counters = rig.counters();
+    assert_eq!((counters.epochs, counters.restarts, counters.dropped_filtered), (2, 0, 0));
+    assert_eq!((counters.unique, counters.lost, counters.duplicate), (100, 0, 90));
+}
+
 pub(crate) fn failover_in_both_directions_repeatedly(h: &Harness) {
     const PHASE: u16 = 60;
     let mut rig = h.redundant(|builder| builder.ordered(FOR_EVER));

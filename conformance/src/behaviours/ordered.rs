@@ -293,6 +293,24 @@ fn takes_over_at_once(mut rig: Rig, rtcp: &Sender) {
     assert_eq!((counters.unique, counters.lost), (5, 0));
 }
 
+/// A BYE that was somebody else's doing, or overtaken by a source that goes on.
+pub(crate) fn a_source_that_goes_on_after_its_bye_stays_followed(h: &Harness) {
+    let mut rig = h.rig(|builder| builder.ordered(ms(20)));
+    let followed = rig.sender().ssrc(1);
+    followed.send_all(1..5);
+    rig.sender().datagram(&bye(1));
+    assert_heard(&rig.hear(4), all(1..5));
+    // The time is the stimulus: for longer than a source may be silent it goes on.
+    std::thread::sleep(SILENCE + ms(10));
+    followed.send_all(5..10);
+    rig.line.settle();
+    rig.sender().ssrc(2).send(700);
+    followed.send_all(10..15);
+    assert_heard(&rig.hear(10), all(5..15));
+    let counters = rig.counters();
+    assert_eq!((counters.dropped_filtered, counters.epochs), (1, 1));
+}
+
 pub(crate) fn ssrc_0_is_followed(h: &Harness) {
     let mut rig = h.rig(|builder| builder.ordered(ms(20)));
     let (followed, other) = (rig.sender().ssrc(0), rig.sender().ssrc(5));
