@@ -208,11 +208,9 @@ pub enum SocketError {
         /// What helps.
         remedy: &'static str,
     },
-    /// No interface was named and the routes name none either.
-    #[error(
-        "leg {leg}: no route says which interface {address} is on; name it, such as \
-         {address}%eth0, or add a route; accepted: {available}", address = .leg.address()
-    )]
+    /// The interface is not named and the routes name none either, or they do not lead there over
+    /// the one that is.
+    #[error("leg {leg}: {}", no_route(leg, available))]
     NoRoute {
         /// The leg.
         leg: Leg,
@@ -649,6 +647,28 @@ fn device_error(leg: &Leg) -> impl Fn(io::Error) -> SocketError {
                 remedy: "leave %INTERFACE out, run with CAP_NET_RAW, or use Linux 5.7 or newer",
             },
             _ => SocketError::Os { leg, action: "bind to the interface", error },
+        }
+    }
+}
+
+fn no_route(leg: &Leg, available: &str) -> String {
+    let address = leg.address();
+    match leg.interface() {
+        None => format!(
+            "no route says which interface {address} is on; name it, such as {address}%eth0, or \
+             add a route; accepted: {available}"
+        ),
+        Some(interface) => {
+            let (ip, range) = match (address, leg.is_multicast()) {
+                (IpAddr::V4(_), true) => ("ip", "224.0.0.0/4".to_owned()),
+                (IpAddr::V6(_), true) => ("ip -6", "multicast ff00::/8 table local".to_owned()),
+                (IpAddr::V4(_), false) => ("ip", address.to_string()),
+                (IpAddr::V6(_), false) => ("ip -6", address.to_string()),
+            };
+            format!(
+                "no route leads to {address} over {interface}; add one: \
+                 {ip} route add {range} dev {interface}"
+            )
         }
     }
 }
