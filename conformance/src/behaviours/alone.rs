@@ -139,11 +139,22 @@ pub(crate) fn fifty_streams_share_one_thread(h: &Harness) {
     wait::until(|| "the engine's thread has ended".to_owned(), || threads() < before);
 }
 
-/// Enters a network namespace of its own, where groups on `lo` are nobody else's.
-fn enter_namespace() -> Result<(), NotRun> {
+/// Enters a network namespace of its own with a cable `near` to nowhere, where groups are nobody
+/// else's. Returns whether it has IPv6.
+fn enter_namespace() -> Result<bool, NotRun> {
     raw::new_network_namespace()
         .map_err(|error| NotRun::because(format!("no network namespace can be made: {error}")))?;
-    ip("link set lo up multicast on")
+    ip("link set lo up multicast on")?;
+    // Addresses are usable at once, instead of after duplicate detection.
+    let ipv6 = fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").is_ok();
+    ip("link add near type veth peer name far")?;
+    ip("link set near up")?;
+    ip("link set far up")?;
+    ip("address add 10.1.0.1/24 dev near")?;
+    if ipv6 {
+        ip("address add fd01::1/64 dev near nodad")?;
+    }
+    Ok(ipv6)
 }
 
 fn ip(words: &str) -> Result<(), NotRun> {
@@ -156,14 +167,14 @@ fn ip(words: &str) -> Result<(), NotRun> {
 }
 
 pub(crate) fn multicast_within_the_machine(h: &Harness) -> Result<(), NotRun> {
-    enter_namespace()?;
     let mut groups = vec![
         ["239.1.1.1%lo:5004", "239.1.1.2%lo:5004"],
-        ["127.0.0.1@232.1.1.1%lo:5004", "127.0.0.1@232.1.1.2%lo:5004"],
+        ["239.1.1.1%near:5004", "239.1.1.2%near:5004"],
+        ["10.1.0.1@232.1.1.1%near:5004", "10.1.0.1@232.1.1.2%near:5004"],
     ];
-    if fs::exists("/proc/net/if_inet6").unwrap_or(false) {
-        ip("-6 route add multicast ff00::/8 dev lo table local")?;
-        groups.push(["[ff31::1%lo]:5004", "[ff31::2%lo]:5004"]);
+    if enter_namespace()? {
+        groups.push(["[ff35::1%near]:5004", "[ff35::2%near]:5004"]);
+        groups.push(["fd01::1@[ff3e::8000:1%near]:5004", "fd01::1@[ff3e::8000:2%near]:5004"]);
     } else {
         println!("not run: multicast over IPv6, which this machine has not");
     }
