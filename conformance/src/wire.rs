@@ -118,6 +118,9 @@ impl Line {
     #[track_caller]
     pub(crate) fn settle(&self) {
         let sent = self.0.sent.load(Ordering::Relaxed);
+        if sent == 0 {
+            return;
+        }
         let settled = || {
             if taken(&self.0.stats.counters()) < sent {
                 return false;

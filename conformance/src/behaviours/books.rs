@@ -135,7 +135,18 @@ struct Trouble {
 
 impl Trouble {
     fn new(rig: &Rig) -> Self {
-        Self { good: rig.sender(), other: rig.sender().ssrc(8), dice: Dice::new(5), next: 0 }
+        let good = rig.sender();
+        // An ordered stream follows the first it hears.
+        good.send(0);
+        Self { good, other: rig.sender().ssrc(8), dice: Dice::new(5), next: 1 }
+    }
+
+    /// More than the ring holds.
+    fn flood(&mut self, count: u16) {
+        for _ in 0..count {
+            self.good.send(self.next);
+            self.next = self.next.wrapping_add(1);
+        }
     }
 
     fn send(&mut self) {
@@ -170,7 +181,9 @@ fn balance_under_load(mut rig: Rig) {
     audit(rig.rx.stats(), assert_balanced, || {
         trouble.send();
         // At times nobody reads, and the ring gets full.
-        if dice.chance(60) {
+        if dice.chance(10) {
+            trouble.flood(200);
+        } else if dice.chance(60) {
             heard += heard::count(&heard::hear_present(&mut rig.rx));
         }
     });
