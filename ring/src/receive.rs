@@ -19,12 +19,12 @@ use core::ops::DerefMut;
 use super::abi::{
     flag, Descriptor, LegFigures, SourceFigures, StreamCounters, LEGS_MAX, SOURCE_NONE,
 };
-use super::follow::{Candidate, Held, Hold};
+use super::follow::{Candidate, Held, Hold, SILENCE_NS};
 use super::header::{self, Kind, RtpHeader};
 use super::producer::Readers;
 use super::source::{Seen, Step};
 use super::staging::{distance, Entry, Order, Placement, Staging};
-use super::table::{Flow, Key, SourceEntry, Table};
+use super::table::{Flow, Key, SourceEntry, Table, IDLE_NS};
 use super::view::RingView;
 
 /// Storage of a receive stream, allocated by whoever runs the engine.
@@ -198,10 +198,12 @@ impl<M: Memory> ReceiveCore<M> {
         let slot_count = storage.entries.len() as u32;
         let order = config.order.unwrap_or(Order { reorder_ns: 0, window: 1 });
         let leg = Leg { source: SOURCE_NONE, ..Leg::default() };
+        // An ordered stream has use for the source that it follows only.
+        let idle_ns = if config.order.is_some() { SILENCE_NS } else { IDLE_NS };
         Self {
             slot_count,
             staging: Staging::new(storage.entries, storage.slots, config.start, order, config.legs),
-            table: Table::new(storage.sources, storage.index),
+            table: Table::new(storage.sources, storage.index, idle_ns),
             readers: Readers::new(),
             hold: Hold::new(storage.held),
             candidate: None,

@@ -123,8 +123,8 @@ impl SourceEntry {
     }
 }
 
-/// A source that sent nothing for this long gives its entry up when another needs it.
-const IDLE_NS: u64 = 60_000_000_000;
+/// A source among many that sent nothing for this long gives its entry up when another needs it.
+pub const IDLE_NS: u64 = 60_000_000_000;
 /// Entries looked at for an idle one, each time the table is full.
 const EVICTION_STEPS: usize = 16;
 const NOBODY: u16 = SOURCE_NONE;
@@ -135,6 +135,8 @@ pub struct Table<T, I> {
     entries: T,
     index: I,
     used: usize,
+    /// How long a source is silent before its entry may be taken.
+    idle_ns: u64,
     /// Where to look for the next free or idle entry.
     hand: usize,
     /// First of the list of entries to publish again.
@@ -148,11 +150,11 @@ where
     T: DerefMut<Target = [SourceEntry]>,
     I: DerefMut<Target = [u16]>,
 {
-    /// An empty table.
-    pub fn new(mut entries: T, mut index: I) -> Self {
+    /// An empty table. When it is full, a source that sent nothing for `idle_ns` gives its entry up.
+    pub fn new(mut entries: T, mut index: I, idle_ns: u64) -> Self {
         entries.fill(SourceEntry::FREE);
         index.fill(NOBODY);
-        Self { entries, index, used: 0, hand: 0, dirty: NOBODY, latest: 0 }
+        Self { entries, index, used: 0, idle_ns, hand: 0, dirty: NOBODY, latest: 0 }
     }
 
     /// Entries in use.
@@ -241,7 +243,7 @@ where
                 return u16::try_from(at).ok();
             }
             let idle = now_ns.saturating_sub(entry.source.last_arrival_ns());
-            if self.used >= len && idle >= IDLE_NS && !entry.dirty {
+            if self.used >= len && idle >= self.idle_ns && !entry.dirty {
                 let key = entry.key;
                 self.remove(&key);
                 return u16::try_from(at).ok();

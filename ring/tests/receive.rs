@@ -1032,3 +1032,19 @@ fn a_reader_is_demoted_for_stalling_and_not_for_a_burst_after_a_pause() {
     assert_eq!(readers.demote_stalled(7_100 * MS, stall, 17, 16), 0, "it moved");
     assert_eq!(readers.demote_stalled(9_100 * MS, stall, 17, 16), 1);
 }
+
+#[test]
+fn a_full_source_table_does_not_keep_an_ordered_stream_from_the_next_source() {
+    let mut rig = Rig::new(Setup::default());
+    for ssrc in 0..100 {
+        for sequence in 0..5 {
+            rig.packet(Sent::new(sequence).ssrc(ssrc));
+            rig.wait(MS);
+        }
+        rig.wait(250 * MS);
+        while rig.core.take_dirty_source().is_some() {}
+    }
+    rig.finish();
+    assert_eq!(rig.packets().len(), 500, "{:?}", rig.counters());
+    assert_eq!((rig.counters().restarts, rig.counters().sources_untracked), (0, 0));
+}

@@ -213,7 +213,7 @@ impl ReceiveConfig {
         }
         let ring_order = self.ring_order()?;
         check_slot_stride(self.slot_stride)?;
-        check_range("sources", self.sources, 1, SOURCES_MAX)?;
+        check_range("sources", self.sources, self.legs.len().max(1) as u32, SOURCES_MAX)?;
         check_range("wake_threshold", self.wake_threshold, 1, 1 << ring_order)?;
         for (payload_type, hz) in &self.clock_rates {
             check_payload_type(*payload_type)?;
@@ -486,6 +486,8 @@ mod tests {
         assert!(config.check().unwrap_err().to_string().contains("`ordered`"));
         config.reorder = Some(Duration::from_millis(5));
         config.check().unwrap();
+        let tables = ReceiveConfig { sources: 1, ..config.clone() };
+        assert!(tables.check().unwrap_err().to_string().contains("2 to 65535"));
         config.legs.push("127.0.0.1:5008".parse().unwrap());
         assert!(config.check().unwrap_err().to_string().contains("1 or 2"));
     }
