@@ -207,6 +207,12 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
         self.head
     }
 
+    /// What the writer said last, true or not: what [`prepare_sleep`] compares with, so that an
+    /// untrue head does not keep the engine awake.
+    pub fn observed(&self) -> u64 {
+        self.refused.unwrap_or(self.head)
+    }
+
     /// The stream's counters now.
     pub fn counters(&self, now_ns: u64) -> StreamCounters {
         let counters = &self.counters;
@@ -221,8 +227,9 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
     }
 }
 
-/// Asks for a kick and looks at the writer's head once more. `true`: it has not moved from `head`,
-/// and sleeping is right; a writer that commits from here on sees `need_kick`.
+/// Asks for a kick and looks at the writer's head once more. `true`: it has not moved from `head`
+/// ([`TransmitCore::observed`]), and sleeping is right; a writer that commits from here on sees
+/// `need_kick`.
 pub fn prepare_sleep(need_kick: &Word, writer_head: &Word, head: u64) -> bool {
     need_kick.store(1);
     fence_full();
@@ -319,6 +326,18 @@ mod tests {
         assert_eq!(core.observe_head(99), 0);
         assert_eq!(core.counters(0).violations, 4);
         assert_eq!(core.observe_head(116), 16);
+    }
+
+    #[test]
+    fn a_head_that_is_not_true_does_not_keep_the_engine_awake() {
+        let mut core = core(16, 100);
+        let (need_kick, head) = (Word::new(0), Word::new(1_000_000));
+        core.observe_head(head.load());
+        assert!(prepare_sleep(&need_kick, &head, core.observed()));
+        head.store(101);
+        assert!(!prepare_sleep(&need_kick, &head, core.observed()));
+        core.observe_head(head.load());
+        assert!(prepare_sleep(&need_kick, &head, core.observed()));
     }
 
     #[test]

@@ -205,7 +205,7 @@ impl TransmitStream {
                 Next::At(_) => break,
                 Next::Kick => {
                     let head = &self.control.clone();
-                    if prepare_sleep(need_kick, head.view().position, self.core.head()) {
+                    if prepare_sleep(need_kick, head.view().position, self.core.observed()) {
                         break;
                     }
                     awake(need_kick);
