@@ -127,6 +127,7 @@ impl Wake for OwnWake {
     }
 
     fn ended(&self) -> Result<(), Error> {
+        self.task.read_to_end();
         if self.task.has_failed() { Err(Error::EngineGone) } else { Ok(()) }
     }
 

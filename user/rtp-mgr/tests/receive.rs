@@ -284,9 +284,12 @@ fn a_simulated_source_fills_the_ring_with_its_pattern() {
         }
         let stats = rx.stats();
         wait_for("the bytes to be consumed", || stats.counters().bytes_consumed >= 50_000);
+        wait_for("another burst", || stats.counters().bursts > 50);
         rx.stop().unwrap();
+        while rx.read(LONG).unwrap().is_some() {}
         let counters = stats.counters();
         assert_eq!(counters.bytes_produced, counters.bursts * 1_000);
+        assert_eq!(counters.bytes_consumed, counters.bytes_produced);
         assert_eq!(counters.bytes_overflowed, 0);
         assert!(balances(&counters));
     }

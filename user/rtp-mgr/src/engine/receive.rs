@@ -379,6 +379,19 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         self.simulated = Some((simulator, Consumption::new(slot_count, start)));
     }
 
+    /// Whether a simulated source stands in for sockets.
+    pub(crate) fn is_simulated(&self) -> bool {
+        self.simulated.is_some()
+    }
+
+    /// After the end: counts what was released since.
+    pub(crate) fn look_back(&mut self) {
+        let now = clock::monotonic_ns();
+        self.learn_tails(now);
+        self.count_consumed();
+        self.publish_counters(now);
+    }
+
     /// The simulated source.
     pub(crate) fn simulator(&mut self) -> Option<&mut Simulator> {
         self.simulated.as_mut().map(|(simulator, _)| simulator)

@@ -147,6 +147,8 @@ pub(crate) struct ReceiveTask {
 /// What runs while the stream does.
 struct Serving {
     stream: Option<Stream>,
+    /// A simulated stream that was stopped, whose last bytes may not be consumed yet.
+    ended: Option<Stream>,
     registration: Option<Registration>,
     server: Option<Server>,
 }
@@ -189,7 +191,8 @@ impl ReceiveTask {
         }
         let info = info(config, &region);
         let server = open_door(&info, config.announce, &mut warnings)?;
-        let serving = Mutex::new(Serving { stream: Some(stream), registration: None, server });
+        let serving =
+            Mutex::new(Serving { stream: Some(stream), ended: None, registration: None, server });
         let failed = AtomicBool::new(false);
         let task = Arc::new(Self { region, side, failed, info, serving });
         Ok(Opened { task, local, warnings })
@@ -281,12 +284,20 @@ impl ReceiveTask {
         Ok(())
     }
 
+    /// A reader of this process has read everything of the stopped stream.
+    pub(crate) fn read_to_end(&self) {
+        if let Some(stream) = &mut self.serving().ended {
+            stream.look_back();
+        }
+    }
+
     /// Ends the stream. What is in the ring stays.
     pub(crate) fn stop(&self) {
         let mut serving = self.serving();
         let registration = serving.unwatch();
         if let Some(mut stream) = serving.stream.take() {
             stream.stop();
+            serving.ended = Some(stream).filter(|stream| stream.is_simulated());
         }
         // Attached readers are to see the end of the stream before that of the connection.
         serving.close_door(registration);
@@ -323,7 +334,7 @@ impl Serving {
 impl Task for ReceiveTask {
     fn ready(&self, tag: u16) -> u64 {
         let mut serving = self.serving();
-        let Serving { stream: Some(stream), registration, server } = &mut *serving else {
+        let Serving { stream: Some(stream), registration, server, .. } = &mut *serving else {
             return NEVER;
         };
         if Server::has_tag(tag) {
