@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use rtp_mgr::{Attached, Cause, Engine, Error, Item, Mode, Receiver};
 use rustix::fs::{FallocateFlags, OFlags};
+use rustix::net::SendFlags;
 use rustix::process::Signal;
 
 use crate::dice::Dice;
@@ -247,6 +248,7 @@ fn reader(name: &str, mode: &str) -> Result<(), Error> {
             ["scribble", seed, rounds] => {
                 say(&format!("scribbled={}", scribble(&attached, number(seed), number(rounds))?));
             }
+            ["babble"] => say(&format!("said={}", babble())),
             ["attack"] => say(&attack()?),
             _ => say("error=unknown"),
         }
@@ -376,6 +378,22 @@ fn spoil_wakeups() {
     }
 }
 
+/// Says what nobody asked for on every socket that this process has. Returns how much was said.
+fn babble() -> usize {
+    let mut dice = Dice::new(1);
+    let mut said = 0;
+    for (number, target) in process::descriptors() {
+        let socket = target.starts_with("socket:").then(|| process::duplicate(number));
+        let Some(Ok(socket)) = socket else { continue };
+        for _ in 0..1_000 {
+            let len = dice.below(300) as usize;
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            said += usize::from(rustix::net::send(&socket, &dice.bytes(len), flags).is_ok());
+        }
+    }
+    said
+}
+
 /// Tries to change the ring's memory in every way that the kernel knows. Returns what worked.
 fn attack() -> Result<String, Error> {
     let mappings = process::stream_mappings();
@@ -413,6 +431,12 @@ fn attack() -> Result<String, Error> {
         }
         // Last: if it works, the mapping is no longer what the others were tried on.
         note("protect", raw::make_writable(ring));
+    }
+    // Without its memory the engine's own look at a control page would end it.
+    for control in mappings.iter().filter(|map| map.writable) {
+        for file in files_of(control) {
+            note("shrink-control", rustix::fs::ftruncate(&file, 0).map_err(Into::into));
+        }
     }
     let worked = if worked.is_empty() { "nothing".to_owned() } else { worked.join(",") };
     let bytes: u64 = rings.iter().map(|ring| ring.len).sum();

@@ -109,6 +109,7 @@ macro_rules! behaviours {
                 the_ring_cannot_be_written_or_shrunk
                 a_reader_learns_that_the_stream_has_stopped
                 a_reader_learns_that_the_owner_has_died
+                an_owner_that_is_stopped_keeps_nobody_waiting
                 a_name_belongs_to_one_stream
                 streams_are_listed_and_their_figures_shown
             }

@@ -1,5 +1,7 @@
 //! Readers of other processes: on their own, harmless whatever they do.
 
+use std::time::Instant;
+
 use rtp_mgr::{Attached, Cause, Direction, Error, Mode, list, stat};
 use rustix::process::Signal;
 
@@ -182,6 +184,7 @@ pub(crate) fn a_reader_that_scribbles_harms_nobody(h: &Harness) -> Result<(), No
         assert_eq!(heard::count(&more) as u64, published);
         let answer = late.ask(&format!("read {published}"));
         assert_eq!((answer.get::<u64>("packets"), answer.get::<u64>("torn")), (published, 0));
+        vandal.ask("babble");
         vandal.kill();
         rig.wait_for("the vandal has gone", |counters| counters.readers == 3);
         let more = rig.relay(&sender, run((sent + 100) as u16, 100));
@@ -260,6 +263,29 @@ pub(crate) fn a_reader_learns_that_the_owner_has_died(h: &Harness) -> Result<(),
         assert!(matches!(error, Error::NoSuchStream { .. }), "{error}");
         assert!(!list().expect("a list").iter().any(|info| info.name.as_ref() == Some(&name)));
     }
+    Ok(())
+}
+
+pub(crate) fn an_owner_that_is_stopped_keeps_nobody_waiting(h: &Harness) -> Result<(), NotRun> {
+    h.needs(Need::OtherProcesses)?;
+    let name = unique_name("owner-stopped");
+    let (owner, address) = Remote::owner(h, &name, None);
+    let mut attached = Attached::open(&name, Mode::Lossy).unwrap_or_else(|error| panic!("{error}"));
+    Sender::unattended(address).send_all(0..5);
+    assert_heard(&heard::hear(&mut attached, 5), all(0..5));
+    owner.signal(Signal::STOP);
+    let before = Instant::now();
+    // Whether they succeed is the engine's affair.
+    let _ = Attached::open(&name, Mode::Lossy);
+    let _ = stat(&name);
+    let _ = list().unwrap_or_else(|error| panic!("{error}"));
+    let batch = attached.read(ms(10)).unwrap_or_else(|error| panic!("{error}"));
+    assert!(batch.is_some_and(|batch| batch.is_empty()));
+    assert_eq!(attached.stats().counters().published, 5);
+    assert!(before.elapsed() < wait::LONG, "{:?}", before.elapsed());
+    owner.signal(Signal::CONT);
+    Sender::unattended(address).send_all(5..10);
+    assert_eq!(heard::count(&heard::hear(&mut attached, 5)), 5);
     Ok(())
 }
 
