@@ -25,6 +25,8 @@ pub fn module(cache: &Cache, kernel: &Target, root: &Path, target: &Path) -> Res
     let mut check = in_chroot(cache, "sh");
     check.args([format!("{folder}/panic-free.sh"), format!("{folder}/main.o")]);
     quiet(&mut check)?;
+    // Debug information is most of it, and the machine loads it often.
+    quiet(in_chroot(cache, "strip").args(["--strip-debug", &format!("{folder}/{MODULE}")]))?;
     let built = place.outside.join("kernel").join(MODULE);
     let to = target.join("vm").join(&kernel.release);
     fs::create_dir_all(&to)?;

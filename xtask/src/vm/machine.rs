@@ -177,7 +177,7 @@ impl Boot {
             Accelerator::Software => qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max"]),
         };
         qemu.arg("-kernel").arg(&self.vmlinuz).arg("-initrd").arg(self.initrd.path());
-        qemu.args(["-append", "console=ttyS0 quiet panic=-1 oops=panic"]);
+        qemu.args(["-append", "console=ttyS0 loglevel=2 panic=-1 oops=panic"]);
         Ok(qemu)
     }
 
