@@ -55,6 +55,8 @@ pub struct TransmitCore<P> {
     tail: u64,
     /// The last head that was refused: counted once.
     refused: Option<u64>,
+    /// The wake-up position that the writer was last woken for.
+    woken_at: Option<u64>,
     counters: StreamCounters,
 }
 
@@ -73,6 +75,7 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
             next: start,
             tail: start,
             refused: None,
+            woken_at: None,
             counters: StreamCounters::default(),
         }
     }
@@ -92,12 +95,16 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
         }
     }
 
+    /// How many packets the writer may add.
+    fn room(&self) -> u64 {
+        self.slot_count().wrapping_sub(self.head.wrapping_sub(self.tail))
+    }
+
     /// Takes the writer's `head`, loaded once from its control page, if it is true: forward, and at
     /// most a ring past what is not released. Returns how many packets are new.
     pub fn observe_head(&mut self, head: u64) -> u64 {
         let new = head.wrapping_sub(self.head);
-        let room = self.slot_count().wrapping_sub(self.head.wrapping_sub(self.tail));
-        if new > room {
+        if new > self.room() {
             if self.refused != Some(head) {
                 self.refused = Some(head);
                 self.counters.violations = self.counters.violations.wrapping_add(1);
@@ -202,15 +209,39 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
         self.tail
     }
 
+    /// Tells the writer what is released. Its `wake_at` is to be loaded after this.
+    pub fn publish_tail(&self, tail: &Word) {
+        tail.store_release(self.tail);
+        // See prepare_wait, and Producer::publish.
+        fence_full();
+    }
+
+    /// Whether to wake the writer: `tail` has reached `wake_at`, loaded once from its control page
+    /// after the tail was published, and it was not woken for that position before. Counts.
+    pub fn should_wake(&mut self, wake_at: u64) -> bool {
+        let reached = self.tail.wrapping_sub(wake_at) as i64 >= 0;
+        if !reached || self.woken_at == Some(wake_at) {
+            return false;
+        }
+        self.woken_at = Some(wake_at);
+        self.counters.wakeups = self.counters.wakeups.wrapping_add(1);
+        true
+    }
+
+    /// Asks for a kick and looks at the writer's head once more. `true`: there is nothing new, and
+    /// sleeping is right; a writer that commits from here on sees `need_kick`. A head that
+    /// [`observe_head`](Self::observe_head) would refuse is nothing new: it keeps nobody awake.
+    pub fn prepare_sleep(&self, need_kick: &Word, writer_head: &Word) -> bool {
+        need_kick.store(1);
+        // See commit.
+        fence_full();
+        let new = writer_head.load_acquire().wrapping_sub(self.head);
+        new == 0 || new > self.room()
+    }
+
     /// Accepted from the writer.
     pub fn head(&self) -> u64 {
         self.head
-    }
-
-    /// What the writer said last, true or not: what [`prepare_sleep`] compares with, so that an
-    /// untrue head does not keep the engine awake.
-    pub fn observed(&self) -> u64 {
-        self.refused.unwrap_or(self.head)
     }
 
     /// The stream's counters now.
@@ -227,15 +258,6 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
     }
 }
 
-/// Asks for a kick and looks at the writer's head once more. `true`: it has not moved from `head`
-/// ([`TransmitCore::observed`]), and sleeping is right; a writer that commits from here on sees
-/// `need_kick`.
-pub fn prepare_sleep(need_kick: &Word, writer_head: &Word, head: u64) -> bool {
-    need_kick.store(1);
-    fence_full();
-    writer_head.load_acquire() == head
-}
-
 /// The engine is awake: no kick needed.
 pub fn awake(need_kick: &Word) {
     need_kick.store(0);
@@ -244,8 +266,19 @@ pub fn awake(need_kick: &Word) {
 /// The writer's side: makes everything before `head` the engine's. `true`: it sleeps, kick it.
 pub fn commit(writer_head: &Word, need_kick: &Word, head: u64) -> bool {
     writer_head.store_release(head);
+    // The engine stores need_kick, then looks at head; the writer stores head, then looks at
+    // need_kick. With a full fence between, on both sides, one of the two sees the other's store.
     fence_full();
     need_kick.load() != 0
+}
+
+/// The writer's side: asks to be woken when everything before `position` is released, and looks once
+/// more. `true`: it is not, and sleeping is right; the wake-up will come.
+pub fn prepare_wait(wake_at: &Word, tail: &Word, position: u64) -> bool {
+    wake_at.store(position);
+    // See TransmitCore::publish_tail.
+    fence_full();
+    (tail.load_acquire().wrapping_sub(position) as i64) < 0
 }
 
 #[cfg(all(test, not(loom)))]
@@ -329,18 +362,6 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_is_not_true_does_not_keep_the_engine_awake() {
-        let mut core = core(16, 100);
-        let (need_kick, head) = (Word::new(0), Word::new(1_000_000));
-        core.observe_head(head.load());
-        assert!(prepare_sleep(&need_kick, &head, core.observed()));
-        head.store(101);
-        assert!(!prepare_sleep(&need_kick, &head, core.observed()));
-        core.observe_head(head.load());
-        assert!(prepare_sleep(&need_kick, &head, core.observed()));
-    }
-
-    #[test]
     fn descriptors_that_make_no_sense_are_passed_over_and_counted() {
         let ring = Ring::new(16);
         let mut core = core(16, 0);
@@ -359,12 +380,49 @@ mod tests {
     #[test]
     fn a_kick_is_asked_for_only_by_who_sleeps() {
         let (need_kick, head) = (Word::new(0), Word::new(5));
+        let mut core = core(16, 5);
         assert!(!commit(&head, &need_kick, 6));
-        assert!(!prepare_sleep(&need_kick, &head, 5), "there is something new");
-        assert!(prepare_sleep(&need_kick, &head, 6));
+        assert!(!core.prepare_sleep(&need_kick, &head), "there is something new");
+        core.observe_head(6);
+        assert!(core.prepare_sleep(&need_kick, &head));
         assert!(commit(&head, &need_kick, 7));
         awake(&need_kick);
         assert!(!commit(&head, &need_kick, 8));
+    }
+
+    #[test]
+    fn a_head_that_is_refused_does_not_keep_the_engine_awake() {
+        let core = core(16, 5);
+        for head in [4, 22, u64::MAX] {
+            assert!(core.prepare_sleep(&Word::new(0), &Word::new(head)), "{head}");
+        }
+        for head in [6, 21] {
+            assert!(!core.prepare_sleep(&Word::new(0), &Word::new(head)), "{head}");
+        }
+    }
+
+    #[test]
+    fn a_writer_is_woken_once_for_what_it_waits_for() {
+        let ring = Ring::new(16);
+        let start = u64::MAX - 1;
+        let (wake_at, tail) = (Word::new(start), Word::new(start));
+        let mut core = core(16, start);
+        for position in [start, start.wrapping_add(1)] {
+            ring.write(position, position as u32 & 15, 100);
+        }
+        core.observe_head(start.wrapping_add(2));
+        assert!(prepare_wait(&wake_at, &tail, start.wrapping_add(2)));
+        for (n, woken) in [(0, false), (1, true)] {
+            let job = core.peek(&ring.view()).unwrap();
+            assert_eq!(job.position, start.wrapping_add(n));
+            core.take(&job);
+            core.sent(job.position, job.len);
+            core.publish_tail(&tail);
+            assert_eq!(core.should_wake(wake_at.load()), woken);
+        }
+        assert!(!core.should_wake(wake_at.load()), "woken before");
+        assert!(!prepare_wait(&wake_at, &tail, start.wrapping_add(2)), "it is released");
+        assert_eq!(core.counters(0).wakeups, 1);
     }
 
     proptest! {

@@ -168,11 +168,22 @@ pub fn transmit_round(
     (job, core.counters(core.ready().wrapping_add(core.unreleased())))
 }
 
-/// Sleeping and kicking.
+/// Sleeping and waking.
 #[inline(never)]
-pub fn kicks(need_kick: &Word, head: &Word) -> bool {
+pub fn transmit_sleep(
+    core: &mut Transmit,
+    need_kick: &Word,
+    control: &ControlView<'_>,
+    tail: &Word,
+) -> [bool; 4] {
     transmit::awake(need_kick);
-    transmit::prepare_sleep(need_kick, head, 1) && transmit::commit(head, need_kick, 2)
+    core.publish_tail(tail);
+    [
+        core.should_wake(control.wake_at.load()),
+        core.prepare_sleep(need_kick, control.position),
+        transmit::commit(control.position, need_kick, 2),
+        transmit::prepare_wait(control.wake_at, tail, 3),
+    ]
 }
 
 /// Pacing.

@@ -10,9 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rtp_mgr_ring::abi::{Descriptor, SOURCE_NONE, flag, status};
-use rtp_mgr_ring::atomic::fence_full;
 use rtp_mgr_ring::header::{self, FIXED_LEN};
-use rtp_mgr_ring::transmit::commit;
+use rtp_mgr_ring::transmit::{commit, prepare_wait};
 
 use crate::config::{Engine, EngineKind, PacketRate, TransmitConfig};
 use crate::context::Context;
@@ -318,10 +317,9 @@ impl Transmitter {
                 return Err(Error::EngineGone);
             }
             drain(self.task.event());
-            self.task.control().view().wake_at.store(position);
-            // See `TransmitStream::publish`.
-            fence_full();
-            if reached() || self.stats.state() == State::Stopped {
+            let tail = self.task.region().status_word(status::TAIL);
+            let wake_at = self.task.control().view().wake_at;
+            if !prepare_wait(wake_at, tail, position) || self.stats.state() == State::Stopped {
                 continue;
             }
             if !wait_readable(self.task.event(), until) {

@@ -12,10 +12,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rtp_mgr_ring::abi::{LegFigures, StreamCounters, status};
-use rtp_mgr_ring::atomic::fence_full;
 use rtp_mgr_ring::header;
 use rtp_mgr_ring::pace::Pacer;
-use rtp_mgr_ring::transmit::{Job, Progress, TransmitCore, awake, prepare_sleep};
+use rtp_mgr_ring::transmit::{Job, Progress, TransmitCore, awake};
 
 use super::worker::{NEVER, signal};
 use crate::clock::{self, Clock};
@@ -110,8 +109,6 @@ pub(crate) struct TransmitStream {
     reports: Option<Reports>,
     clock: Clock,
     housekeeping_ns: u64,
-    /// The position that the writer was last woken for.
-    woken_at: Option<u64>,
     warnings: Vec<Warning>,
 }
 
@@ -164,7 +161,6 @@ impl TransmitStream {
             }),
             clock: Clock::new(),
             housekeeping_ns: now,
-            woken_at: None,
             warnings: Vec::new(),
         };
         stream.tell_clock();
@@ -204,8 +200,7 @@ impl TransmitStream {
                 Next::Now => {}
                 Next::At(_) => break,
                 Next::Kick => {
-                    let head = &self.control.clone();
-                    if prepare_sleep(need_kick, head.view().position, self.core.observed()) {
+                    if self.core.prepare_sleep(need_kick, self.control.view().position) {
                         break;
                     }
                     awake(need_kick);
@@ -369,15 +364,9 @@ impl TransmitStream {
             self.region.leg(at).publish(&leg.figures.to_words());
         }
         self.region.status_word(status::HEAD).store_release(self.core.head());
-        let tail = self.core.tail();
-        self.region.status_word(status::TAIL).store_release(tail);
-        // The writer stores wake_at, then looks at tail; see `Producer::publish` of the ring.
-        fence_full();
+        self.core.publish_tail(self.region.status_word(status::TAIL));
         let wake_at = self.control.view().wake_at.load();
-        let reached = tail.wrapping_sub(wake_at) as i64 >= 0;
-        if reached && self.woken_at != Some(wake_at) {
-            self.woken_at = Some(wake_at);
-            self.core.counters_mut().wakeups += 1;
+        if self.core.should_wake(wake_at) {
             signal(&*self.event);
         }
     }
