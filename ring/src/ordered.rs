@@ -345,8 +345,9 @@ impl<M: Memory> ReceiveCore<M> {
                 let _ = self.hold.push(held);
             }
         }
-        let mut legs = self.legs.iter().take(self.config.legs.into());
-        let whole = legs.all(|leg| leg.place == Place::Current);
+        // A slice, not `take`: the kernel's compiler keeps the overflow check inside that.
+        let legs = self.legs.get(..self.config.legs.into()).unwrap_or(&self.legs);
+        let whole = legs.iter().all(|leg| leg.place == Place::Current);
         let proven = self.candidate.is_some_and(|candidate| candidate.proven);
         if self.hold.is_empty() || (whole && proven) {
             self.drop_candidate();
