@@ -180,7 +180,7 @@ pub struct RxArgs {
     /// An arrival time of its own for each packet (turns GRO off)
     #[arg(long, conflicts_with = "gro")]
     pub exact_times: bool,
-    /// Let the kernel coalesce packets (GRO) [default: on where it works]
+    /// Let the kernel coalesce packets (GRO) [default: on where it works, off with --pcap]
     #[arg(long, value_name = "on|off")]
     pub gro: Option<OnOff>,
     /// Sources whose figures are kept apart; packets of further ones arrive uncounted by source
@@ -200,7 +200,7 @@ pub struct RxArgs {
     #[arg(long, value_name = "NAME", value_parser = text(stream_name))]
     pub publish: Option<String>,
     /// With --publish: readers that ask for it may hold packets back from being overwritten
-    #[arg(long, requires = "publish")]
+    #[arg(long)]
     pub allow_reliable: bool,
     /// Read the ring that another process publishes under this name, instead of a socket
     #[arg(long, value_name = "NAME", value_parser = text(stream_name),
@@ -209,7 +209,7 @@ pub struct RxArgs {
                                 "ssrc", "payload_type", "clock_rates", "sdp"])]
     pub attach: Option<String>,
     /// With --attach: be a reliable reader (the owner must allow it)
-    #[arg(long, requires = "attach")]
+    #[arg(long)]
     pub reliable: bool,
     /// Who runs the ring
     #[arg(long, value_enum, value_name = "ENGINE", default_value = "auto")]
@@ -494,7 +494,8 @@ fn one_line(error: &clap::Error) -> String {
         }
         ErrorKind::UnknownArgument => match context(ContextKind::SuggestedArg) {
             Some(other) => format!("{argument}: no such option; is it {other}?"),
-            None => format!("{argument}: no such option; {see}"),
+            None if argument.starts_with('-') => format!("{argument}: no such option; {see}"),
+            None => format!("{argument}: nothing is expected here; {see}"),
         },
         ErrorKind::InvalidSubcommand => {
             let name = context(ContextKind::InvalidSubcommand).unwrap_or_default();

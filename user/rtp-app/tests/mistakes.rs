@@ -117,6 +117,11 @@ fn unknown_options_commands_modes_and_engines_are_named() {
 fn options_that_exclude_each_other_are_named() {
     let leg = "127.0.0.1:5004";
     refused(&["rx", "--leg", leg, "--port", "1"], 2, &["--leg", "--port"]);
+    refused(&["rx", "--leg", leg, "--attach", "x"], 2, &["--leg", "--attach"]);
+    refused(&["rx", "--leg", leg, "--reliable"], 2, &["--reliable", "--attach"]);
+    refused(&["rx", "--leg", leg, "--allow-reliable"], 2, &["--allow-reliable", "--publish"]);
+    refused(&["tx", "--leg", leg, "--input", "x.ts", "--rate", "5"], 2, &["--rate", "--input"]);
+    refused(&["rx", "--leg", leg, "--count", "1", "--count", "2"], 2, &["--count", "once"]);
     refused(&["rx", "--leg", leg, "--out", "-", "--json"], 2, &["--out -", "--json"]);
     refused(&["rx", "--leg", leg, "--out", "x.wav"], 2, &["--out x.wav", "--format"]);
     refused(&["tx", "--leg", leg, "--input", "-", "--loop"], 2, &["--loop", "--input -"]);

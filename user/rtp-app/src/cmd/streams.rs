@@ -118,6 +118,11 @@ fn find(engine: EngineChoice) -> Result<Vec<StreamInfo>, Failure> {
     Ok(streams)
 }
 
+/// Where its packets come from or go to.
+fn paths(stream: &StreamInfo) -> String {
+    if stream.legs.is_empty() { "simulated".into() } else { stream.legs.join(" and ") }
+}
+
 fn direction(direction: Direction) -> &'static str {
     match direction {
         Direction::Receive => "receive",
@@ -161,7 +166,7 @@ fn table(streams: &[StreamInfo]) -> String {
             direction(stream.direction),
             stream.engine.to_string(),
             stream.owner_pid,
-            stream.legs.join(" and "),
+            paths(stream),
         );
     }
     text
@@ -229,7 +234,7 @@ fn heading(info: &StreamInfo, snapshot: &StreamSnapshot) -> String {
         info.owner_pid,
         snapshot.slot_count,
         snapshot.slot_stride,
-        info.legs.join(" and "),
+        paths(info),
     )
 }
 

@@ -109,6 +109,19 @@ impl<'a> Settings<'a> {
                 self.args.out.as_deref().unwrap_or("".as_ref()).display()
             )));
         }
+        // clap drops a requirement when what is required conflicts with something given.
+        for (given, option, needed) in [
+            (self.args.reliable && self.args.attach.is_none(), "--reliable", "--attach"),
+            (
+                self.args.allow_reliable && self.args.publish.is_none(),
+                "--allow-reliable",
+                "--publish",
+            ),
+        ] {
+            if given {
+                return Err(Failure::usage(format!("{option}: needs {needed} NAME")));
+            }
+        }
         if self.args.attach.is_none() && self.legs.is_empty() {
             return Err(Failure::usage(
                 "--leg: missing; accepted: --leg [SOURCE@]ADDRESS[%INTERFACE]:PORT, --bind ADDRESS \
@@ -142,7 +155,7 @@ impl<'a> Settings<'a> {
         let args = self.args;
         let mut builder = Receiver::builder()
             .engine(args.engine.into())
-            .exact_times(args.exact_times)
+            .exact_times(self.exact_times())
             .gro(args.gro != Some(OnOff::Off))
             .allow_reliable(args.allow_reliable);
         for leg in &self.legs {
@@ -185,6 +198,11 @@ impl<'a> Settings<'a> {
     fn reorder(&self) -> Option<Duration> {
         let wanted = self.args.out.is_some() || self.legs.len() > 1;
         self.args.reorder.or(wanted.then_some(REORDER_DEFAULT))
+    }
+
+    /// A capture is worth its arrival times: coalesced packets would share one.
+    fn exact_times(&self) -> bool {
+        self.args.exact_times || (self.args.pcap.is_some() && self.args.gro != Some(OnOff::On))
     }
 
     /// Writing a file can take a while now and then: the ring holds what arrives meanwhile. With an
