@@ -4,7 +4,7 @@
 //!
 //! [`Source`] is what a device driver implements: one that has its own memory copies into slots, one
 //! that can be told where to write ([`Intake::slot`] ahead of time) copies nothing. [`simulated`] is the
-//! implementation without hardware. `docs/hardware-sources.md` shows a driver's.
+//! implementation without hardware, and the example to follow.
 
 use kernel::prelude::*;
 
