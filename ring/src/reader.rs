@@ -33,12 +33,14 @@ pub enum Available {
 pub struct Cursor {
     next: u64,
     slot_count: u64,
+    /// Lapped, and nothing read since.
+    lapped: bool,
 }
 
 impl Cursor {
     /// A reader that begins at `next`.
     pub const fn new(next: u64, slot_count: u32) -> Self {
-        Self { next, slot_count: slot_count as u64 }
+        Self { next, slot_count: slot_count as u64, lapped: false }
     }
 
     /// Next position to read.
@@ -63,14 +65,18 @@ impl Cursor {
         }
     }
 
-    /// What a reader that may be lapped finds. Moves the cursor when it was.
+    /// What a reader that may be lapped finds. Moves the cursor when it was: to the oldest position
+    /// there is, or, when it was lapped there before it had read anything, an eighth of a ring further,
+    /// so that a reader slower than the producer reads something at all.
     pub fn available(&mut self, view: &RingView<'_>) -> Available {
         let head = view.head.load_acquire();
         let oldest = view.claim.load().wrapping_sub(self.slot_count);
         let missed = oldest.wrapping_sub(self.next);
         if missed as i64 > 0 {
-            self.next = oldest;
-            return Available::Lapped { missed };
+            let lead = if self.lapped { self.slot_count / 8 } else { 0 };
+            self.lapped = true;
+            self.next = oldest.wrapping_add(lead);
+            return Available::Lapped { missed: missed.wrapping_add(lead) };
         }
         Available::Positions(self.behind(head).min(self.slot_count))
     }
@@ -93,6 +99,7 @@ impl Cursor {
     #[inline]
     pub fn advance(&mut self, positions: u64) {
         self.next = self.next.wrapping_add(positions);
+        self.lapped &= positions == 0;
     }
 
     /// Tells the producer that everything before the cursor may be overwritten.
@@ -114,5 +121,32 @@ impl Cursor {
         // See Producer::publish.
         fence_full();
         self.behind(view.head.load_acquire()) < threshold
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::abi::DESC_WORDS;
+    use super::super::atomic::Word;
+    use super::*;
+
+    #[test]
+    fn a_reader_that_is_lapped_before_it_read_anything_gets_a_lead() {
+        let descriptors: [[Word; DESC_WORDS]; 16] =
+            core::array::from_fn(|_| core::array::from_fn(|_| Word::new(0)));
+        let (claim, head) = (Word::new(100), Word::new(100));
+        let view = RingView { claim: &claim, head: &head, descriptors: &descriptors };
+        let mut cursor = Cursor::new(0, 16);
+        assert_eq!(cursor.available(&view), Available::Lapped { missed: 84 });
+        assert_eq!(cursor.available(&view), Available::Positions(16));
+        // The producer takes the oldest position before it was read.
+        claim.store(101);
+        head.store(101);
+        assert_eq!(cursor.available(&view), Available::Lapped { missed: 3 });
+        assert_eq!((cursor.next(), cursor.available(&view)), (87, Available::Positions(14)));
+        cursor.advance(1);
+        claim.store(110);
+        head.store(110);
+        assert_eq!(cursor.available(&view), Available::Lapped { missed: 6 });
     }
 }
