@@ -17,8 +17,8 @@ grep -q '^CONFIG_RUST=y' "$config" ||
 [ -e "$kdir/rust/libkernel.rmeta" ] ||
 	fail "$kdir has no Rust metadata (rust/libkernel.rmeta): the header package leaves it out." \
 	     "Build it with 'make modules_prepare' (see docs/BUILD-DEPLOY-GUIDE.md)"
-wanted=$(sed -n 's/^CONFIG_RUSTC_VERSION_TEXT="rustc \([^ "]*\).*/\1/p' "$config")
-found=$(${RUSTC:-rustc} --version 2>/dev/null | cut -d' ' -f2)
+wanted=$(sed -n 's/^CONFIG_RUSTC_VERSION_TEXT="\{0,1\}rustc \([^ "]*\).*/\1/p' "$config")
+found=$(${RUSTC:-rustc} --version 2>/dev/null | sed -n 's/^rustc \([^ ]*\).*/\1/p')
 [ -z "$wanted" ] || [ "$wanted" = "$found" ] ||
 	fail "this kernel was built by rustc $wanted, and ${RUSTC:-rustc} is ${found:-not there}:" \
 	     "give RUSTC=... of exactly that version"
