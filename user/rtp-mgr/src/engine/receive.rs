@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rtp_mgr_ring::abi::{READERS_MAX, ReaderStatus};
 use rtp_mgr_ring::follow::Held;
-use rtp_mgr_ring::header::Kind;
+use rtp_mgr_ring::header::{self, Kind};
 use rtp_mgr_ring::producer::Mode;
 use rtp_mgr_ring::receive::{Config, Memory, Packet, ReceiveCore, Storage, Verdict};
 use rtp_mgr_ring::staging::Entry;
@@ -355,14 +355,19 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         self.side_batch.fill(|| None);
         self.side_batch.receive(socket)?;
         while let Some(arrived) = self.side_batch.next_packet(|| None) {
-            let Some(compound) = Compound::parse(arrived.bytes) else { continue };
-            self.core.passed(Kind::Rtcp);
-            for ssrc in compound.byes {
+            // RTP has no business on this port.
+            let kind = match header::classify(arrived.bytes) {
+                Kind::Rtp => Kind::Other,
+                kind => kind,
+            };
+            self.core.passed(kind);
+            let compound = Compound::parse(arrived.bytes).filter(|_| kind == Kind::Rtcp);
+            for ssrc in compound.into_iter().flat_map(|compound| compound.byes) {
                 self.core.bye(&self.memory.ring(), ssrc, now);
             }
             let arrival = self.clock.arrival(arrived.info.realtime_ns.unwrap_or(0), now);
             self.side.pass(SidePacket {
-                kind: Kind::Rtcp,
+                kind,
                 leg: leg as u8,
                 rtcp_port: true,
                 from: arrived.info.from,
@@ -684,7 +689,6 @@ mod tests {
         DESC_WORDS, LEGS_MAX, LegFigures, SEQUENCE_WORDS, SourceFigures, StreamCounters,
     };
     use rtp_mgr_ring::atomic::Word;
-    use rtp_mgr_ring::header;
     use rtp_mgr_ring::receive::Filter;
     use rtp_mgr_ring::staging::Order;
 
@@ -797,6 +801,7 @@ mod tests {
             let leg = "127.0.0.1:0".parse().expect("a leg");
             let options = ReceiveOptions { gro, ..ReceiveOptions::default() };
             let rtp = ReceiveSocket::open(&leg, &options).expect("a socket");
+            let rtcp = ReceiveSocket::open(&leg, &options).expect("a socket");
             let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
             sender.connect(rtp.local_addr()).expect("connected");
             let pages = Pages::new();
@@ -815,7 +820,7 @@ mod tests {
                     clock_rates: [0; 128],
                     stall_ns: u64::MAX,
                 },
-                legs: vec![LegSockets { rtp, rtcp: None }],
+                legs: vec![LegSockets { rtp, rtcp: Some(rtcp) }],
                 side: side.clone(),
                 max_latency_ns: 10_000_000,
             });
@@ -914,6 +919,26 @@ mod tests {
         assert_eq!((counters.received, counters.passed_rtcp, counters.passed_stun), (1, 1, 1));
         let side = rig.side.0.lock().expect("no panic elsewhere");
         assert_eq!(*side, [(Kind::Rtcp, rtcp.to_vec()), (Kind::Stun, stun.to_vec())]);
+    }
+
+    #[test]
+    fn what_comes_to_the_rtcp_port_and_is_none_is_counted_and_passed_on_too() {
+        let mut rig = Rig::new(true, None);
+        let rtcp_port = rig.stream.legs[0].sockets.rtcp.as_ref().expect("opened").local_addr();
+        let rtcp = [0x80, 201, 0, 1, 0, 0, 0, 7];
+        let mut rtp = [0; 12];
+        header::build(&mut rtp, false, 96, 1, 2, 7).expect("room for a header");
+        for datagram in [&rtcp[..], &rtp, b"hello"] {
+            rig.sender.send_to(datagram, rtcp_port).expect("sent");
+        }
+        rig.stream.receive_rtcp(0).expect("the sockets work");
+        let counters = rig.pages.figures();
+        assert_eq!((counters.passed_rtcp, counters.passed_other, counters.received), (1, 2, 0));
+        let side = rig.side.0.lock().expect("no panic elsewhere");
+        assert_eq!(
+            side.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(),
+            [Kind::Rtcp, Kind::Other, Kind::Other]
+        );
     }
 
     #[test]
