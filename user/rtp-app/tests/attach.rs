@@ -180,6 +180,21 @@ fn list_and_stat_show_the_same_figures_as_the_owner() {
 }
 
 #[test]
+fn stat_without_a_name_shows_every_stream() {
+    let streams = [Published::start(&[]), Published::start(&[])];
+    let lines = run(&["stat", "--json"]).good().stdout;
+    let reports: Vec<_> = lines.iter().map(|line| parse(line)).collect();
+    for stream in &streams {
+        let ours = reports.iter().filter(|stat| stat["info"]["name"] == stream.name.as_str());
+        assert_eq!(ours.count(), 1, "{}", stream.name);
+    }
+    for stream in streams {
+        stream.owner.signal(Signal::TERM);
+        stream.owner.end().good();
+    }
+}
+
+#[test]
 fn names_that_are_taken_or_unknown_are_refused() {
     let stream = Published::start(&[]);
     let leg = format!("127.0.0.1:{}", free_port());

@@ -81,30 +81,35 @@ pub fn list(args: &ListArgs) -> Result<(), Failure> {
 /// No such stream; standard output.
 pub fn stat(args: &StatArgs) -> Result<(), Failure> {
     if let Some(name) = &args.stream {
-        return stat_one(args, name);
+        let (info, stats) = rtp_mgr::stat(name).map_err(Failure::library)?;
+        return show(args, &info, &stats.snapshot());
     }
-    let streams = find(args.engine)?;
-    if streams.is_empty() {
-        return Err(Failure::failed("no streams of this user run here"));
-    }
-    for (index, stream) in streams.iter().enumerate() {
-        if index > 0 && !args.json {
+    let mut shown = 0;
+    for stream in find(args.engine)? {
+        let (info, stats) = match rtp_mgr::stat(&stream.id.to_string()) {
+            // It has ended since it was listed.
+            Err(_) if find(args.engine)?.iter().all(|still| still.id != stream.id) => continue,
+            found => found.map_err(Failure::library)?,
+        };
+        if shown > 0 && !args.json {
             crate::print("\n")?;
         }
-        stat_one(args, &stream.id.to_string())?;
+        show(args, &info, &stats.snapshot())?;
+        shown += 1;
+    }
+    if shown == 0 {
+        return Err(Failure::failed("no streams of this user run here"));
     }
     Ok(())
 }
 
-fn stat_one(args: &StatArgs, name: &str) -> Result<(), Failure> {
-    let (info, stats) = rtp_mgr::stat(name).map_err(Failure::library)?;
-    let snapshot = stats.snapshot();
+fn show(args: &StatArgs, info: &StreamInfo, snapshot: &StreamSnapshot) -> Result<(), Failure> {
     if args.json {
-        return print_json(&info, &snapshot);
+        return print_json(info, snapshot);
     }
     crate::print(&match info.direction {
-        Direction::Receive => receive_text(&info, &snapshot),
-        Direction::Transmit => transmit_text(&info, &snapshot),
+        Direction::Receive => receive_text(info, snapshot),
+        Direction::Transmit => transmit_text(info, snapshot),
     })
 }
 
