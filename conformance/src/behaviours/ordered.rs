@@ -355,7 +355,10 @@ pub(crate) fn a_stalled_engine_gives_up_nothing_that_came_in_time(
     owner.signal(Signal::STOP);
     sender.send_all(4..1_500);
     sender.send(2);
-    assert!(gap_opened.elapsed() < reorder / 2, "this machine is too slow for the test");
+    if gap_opened.elapsed() > reorder / 2 {
+        owner.signal(Signal::CONT);
+        return Err(NotRun::because("this machine is too slow to send within the reorder time"));
+    }
     std::thread::sleep((gap_opened + reorder + ms(100)).duration_since(Instant::now()));
     owner.signal(Signal::CONT);
     let heard = owner.ask("read 100");
