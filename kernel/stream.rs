@@ -107,7 +107,8 @@ fn reader_mode(reader: u32) -> Result<Option<Mode>> {
 
 /// The numbers of a stream, checked.
 fn shape(request: &ioctl::Create) -> Result<Shape> {
-    if request.flags != 0 || request.reserved != 0 {
+    // What belongs to UDP legs, which this module does not have yet.
+    if request.flags != 0 || request.legs > 1 || request.reorder_ns != 0 {
         return Err(EINVAL);
     }
     match (request.direction, request.source) {

@@ -85,6 +85,10 @@ pub mod feature {
     pub const EXACT_TIMES: u64 = 1 << 1;
     /// Fed by the simulated DMA engine.
     pub const SIMULATED: u64 = 1 << 2;
+    /// Of a module: it has receive streams with UDP legs.
+    pub const UDP_RECEIVE: u64 = 1 << 3;
+    /// Of a module: it has transmit streams.
+    pub const UDP_TRANSMIT: u64 = 1 << 4;
 }
 
 /// Bits of [`Descriptor::flags`].
@@ -603,6 +607,21 @@ pub mod ioctl {
     pub const KICK: u32 = call(11, size_of::<Plain>());
     /// The streams of this user: [`List`].
     pub const LIST: u32 = call(12, size_of::<List>());
+    /// Tell the stream what its user heard on a socket that the module does not see: [`Heard`].
+    pub const HEARD: u32 = call(13, size_of::<Heard>());
+
+    /// [`Create::flags`]: follow one source, publish in RTP sequence order ([`Create::reorder_ns`]).
+    pub const CREATE_ORDERED: u64 = 1 << 0;
+    /// [`Create::flags`]: take only [`Create::ssrc`].
+    pub const CREATE_SSRC: u64 = 1 << 1;
+    /// [`Create::flags`]: take only [`Create::payload_type`].
+    pub const CREATE_PAYLOAD_TYPE: u64 = 1 << 2;
+    /// [`AddLeg::flags`]: take only packets from [`AddLeg::source`].
+    pub const LEG_SOURCE: u32 = 1 << 0;
+    /// [`AddLeg::flags`], transmit: no segmentation offload.
+    pub const LEG_NO_GSO: u32 = 1 << 1;
+    /// [`Heard::flags`]: the source [`Heard::ssrc`] has said BYE (RFC 3550 section 6.6).
+    pub const HEARD_BYE: u32 = 1 << 0;
 
     /// [`Create::source`]: UDP legs, given by [`ADD_LEG`].
     pub const SOURCE_UDP: u32 = 0;
@@ -616,7 +635,7 @@ pub mod ioctl {
     pub const READER_RELIABLE: u32 = 0;
     /// [`Create::reader`], [`Attach::reader`]: the oldest is overwritten.
     pub const READER_LOSSY: u32 = 1;
-    /// [`Create::reader`]: this file reads nothing.
+    /// [`Create::reader`], [`Attach::reader`]: this file reads nothing; attached, it looks at figures.
     pub const READER_NONE: u32 = 2;
     /// [`Create::reader_index`] of a file that reads nothing.
     pub const NO_READER: u32 = u32::MAX;
@@ -631,7 +650,8 @@ pub mod ioctl {
     pub const SETTING_MAX_LATENCY_US: u32 = 3;
     /// [`Setting::key`]: how long gaps of an ordered stream stay open, nanoseconds.
     pub const SETTING_REORDER_NS: u32 = 4;
-    /// [`Setting::key`]: packets per second of a transmit stream.
+    /// [`Setting::key`]: rate of a transmit stream: packets in the high 32 bits, in so many seconds in
+    /// the low 32; 0: not paced.
     pub const SETTING_RATE: u32 = 5;
     /// [`Setting::key`]: an attached reliable reader that holds the ring full for this long is made
     /// lossy, nanoseconds, at least 1,000,000.
@@ -641,6 +661,9 @@ pub mod ioctl {
     pub const SETTING_BYTE_BUDGET: u32 = 7;
     /// [`Setting::key`]: 1 lets other files attach as reliable readers.
     pub const SETTING_ALLOW_RELIABLE: u32 = 8;
+    /// [`Setting::key`]: RTP clock rate of a payload type (in the high 32 bits), Hz (in the low 32), for
+    /// the jitter; before the stream starts. The static types of RFC 3551 are known. Cannot be read.
+    pub const SETTING_CLOCK_RATE: u32 = 9;
 
     /// [`VERSION`]
     #[repr(C)]
@@ -666,7 +689,7 @@ pub mod ioctl {
         pub size: u32,
         /// [`super::DIRECTION_RECEIVE`] or [`super::DIRECTION_TRANSMIT`].
         pub direction: u32,
-        /// None are defined: 0.
+        /// `CREATE_` bits.
         pub flags: u64,
         /// Positions as a power of two; default: the module's parameter.
         pub ring_order: u32,
@@ -692,8 +715,17 @@ pub mod ioctl {
         pub total_len: u64,
         /// Out: which reader status page is this file's, or [`NO_READER`].
         pub reader_index: u32,
-        /// 0.
-        pub reserved: u32,
+        /// UDP: legs that [`ADD_LEG`] will give, 1 or 2 (two need [`CREATE_ORDERED`], or transmit);
+        /// default 1.
+        pub legs: u32,
+        /// With [`CREATE_ORDERED`]: see [`SETTING_REORDER_NS`].
+        pub reorder_ns: u64,
+        /// First position of the ring; 0 outside tests of what happens when positions wrap.
+        pub start: u64,
+        /// With [`CREATE_SSRC`].
+        pub ssrc: u32,
+        /// With [`CREATE_PAYLOAD_TYPE`]: 0 to 127.
+        pub payload_type: u32,
     }
 
     /// [`ATTACH`]
@@ -706,7 +738,7 @@ pub mod ioctl {
         pub fd: i32,
         /// Number of the stream; 0 with a file.
         pub id: u64,
-        /// [`READER_RELIABLE`] or [`READER_LOSSY`].
+        /// One of the `READER_` values.
         pub reader: u32,
         /// None are defined: 0.
         pub flags: u32,
@@ -714,7 +746,7 @@ pub mod ioctl {
         pub start: u64,
         /// Out: bytes of the region.
         pub total_len: u64,
-        /// Out: which reader status page is this file's.
+        /// Out: which reader status page is this file's, or [`NO_READER`].
         pub reader_index: u32,
         /// 0.
         pub reserved: u32,
@@ -726,12 +758,31 @@ pub mod ioctl {
     pub struct AddLeg {
         /// Bytes of this struct.
         pub size: u32,
-        /// A bound UDP socket.
+        /// A UDP socket: bound (receive) or connected (transmit).
         pub fd: i32,
         /// 0 or 1.
         pub leg: u32,
-        /// None are defined: 0.
+        /// `LEG_` bits.
         pub flags: u32,
+        /// With [`LEG_SOURCE`]: an address in network order; IPv4 in the first four bytes, then zeros.
+        pub source: [u8; 16],
+    }
+
+    /// [`HEARD`]
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Heard {
+        /// Bytes of this struct.
+        pub size: u32,
+        /// Leg that the socket belongs to: 0 or 1.
+        pub leg: u32,
+        /// `HEARD_` bits.
+        pub flags: u32,
+        /// With [`HEARD_BYE`].
+        pub ssrc: u32,
+        /// Packets that came to a port beside the leg's own, by kind: RTCP, STUN, DTLS, other. They
+        /// count as passed.
+        pub passed: [u32; 4],
     }
 
     /// A call without arguments.
@@ -822,9 +873,10 @@ pub mod ioctl {
 
     const _: () = {
         assert!(size_of::<Version>() == 48);
-        assert!(size_of::<Create>() == 80);
+        assert!(size_of::<Create>() == 104);
         assert!(size_of::<Attach>() == 48);
-        assert!(size_of::<AddLeg>() == 16);
+        assert!(size_of::<AddLeg>() == 32);
+        assert!(size_of::<Heard>() == 32);
         assert!(size_of::<Plain>() == 8);
         assert!(size_of::<Stats>() == 8 + 8 * StreamCounters::WORDS);
         assert!(size_of::<Setting>() == 16);

@@ -104,7 +104,7 @@ fn numbers_out_of_range_are_refused_and_what_is_not_there_yet_says_so() {
     };
     let invalid: [fn(&mut ioctl::Create); 17] = [
         |r| r.flags = 1,
-        |r| r.reserved = 1,
+        |r| r.legs = 3,
         |r| r.direction = 2,
         |r| r.source = 2,
         |r| r.ring_order = 3,

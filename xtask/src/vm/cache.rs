@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 
-/// The directory, locked for this process until it ends.
+/// The directory, locked for this process: alone while it prepares, then together with others.
 #[derive(Debug)]
 pub struct Cache {
     root: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Cache {
@@ -34,7 +34,12 @@ impl Cache {
             println!("another process uses {}: waiting for it", root.display());
             flock(&lock, FlockOperation::LockExclusive)?;
         }
-        Ok(Self { root, _lock: lock })
+        Ok(Self { root, lock })
+    }
+
+    /// Nothing is prepared any more: others may use what is there at the same time.
+    pub fn share(&self) -> Result<()> {
+        Ok(flock(&self.lock, FlockOperation::LockShared)?)
     }
 
     /// A path in the cache.

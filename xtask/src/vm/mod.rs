@@ -71,6 +71,7 @@ enum Task {
 pub fn run(root: &Path, target: &Path, arguments: &VmArgs) -> Result<()> {
     let cache = Cache::open()?;
     let kernel = prepare::run(&cache, arguments.kernel.as_deref())?;
+    cache.share()?;
     println!("kernel {}", kernel.release);
     match &arguments.task {
         Task::Prepare => machine::accelerator(&cache, &kernel).map(drop),
