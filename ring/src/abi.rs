@@ -616,6 +616,11 @@ pub mod ioctl {
     pub const CREATE_SSRC: u64 = 1 << 1;
     /// [`Create::flags`]: take only [`Create::payload_type`].
     pub const CREATE_PAYLOAD_TYPE: u64 = 1 << 2;
+    /// [`Attach::flags`]: a further reader of the owner's own process. It may be reliable, is never
+    /// demoted, and [`Attach::fd`] has to be the owner's file (-EPERM otherwise).
+    pub const ATTACH_OWN: u32 = 1 << 0;
+    /// [`Plain::flags`] of [`STOP`]: let the legs go, too. [`START`] needs them anew.
+    pub const STOP_LEGS: u32 = 1 << 0;
     /// [`AddLeg::flags`]: take only packets from [`AddLeg::source`].
     pub const LEG_SOURCE: u32 = 1 << 0;
     /// [`AddLeg::flags`], transmit: no segmentation offload.
@@ -643,7 +648,7 @@ pub mod ioctl {
     /// [`Setting::key`]: time between bursts of the simulated DMA engine, nanoseconds,
     /// 100,000 to 10,000,000,000.
     pub const SETTING_INTERVAL_NS: u32 = 1;
-    /// [`Setting::key`]: packets in a burst, 1 to the positions of the ring.
+    /// [`Setting::key`]: packets in a burst, 1 to 65,536; what finds the ring full overflows.
     pub const SETTING_BURST: u32 = 2;
     /// [`Setting::key`]: longest that published packets wait for a reader's threshold, microseconds,
     /// up to 10,000,000; 0: for ever.
@@ -664,6 +669,8 @@ pub mod ioctl {
     /// [`Setting::key`]: RTP clock rate of a payload type (in the high 32 bits), Hz (in the low 32), for
     /// the jitter; before the stream starts. The static types of RFC 3551 are known. Cannot be read.
     pub const SETTING_CLOCK_RATE: u32 = 9;
+    /// [`Setting::key`]: bytes of a simulated packet, see [`Create::packet_len`].
+    pub const SETTING_PACKET_LEN: u32 = 10;
 
     /// [`VERSION`]
     #[repr(C)]
@@ -740,7 +747,7 @@ pub mod ioctl {
         pub id: u64,
         /// One of the `READER_` values.
         pub reader: u32,
-        /// None are defined: 0.
+        /// `ATTACH_` bits.
         pub flags: u32,
         /// Out: first position of this reader.
         pub start: u64,
@@ -791,7 +798,7 @@ pub mod ioctl {
     pub struct Plain {
         /// Bytes of this struct.
         pub size: u32,
-        /// None are defined: 0.
+        /// [`STOP`]: `STOP_` bits; others: 0.
         pub flags: u32,
     }
 

@@ -578,9 +578,9 @@ fn whole_seconds(value: &str) -> Result<u32, String> {
 }
 
 fn dma_interval(value: &str) -> Result<Duration, String> {
-    decimal(value, 0.1, 60_000.0)
+    decimal(value, 0.1, 10_000.0)
         .map(|ms| Duration::from_secs_f64(ms / 1e3))
-        .ok_or_else(|| "not a time; accepted: 0.1 to 60000 milliseconds".into())
+        .ok_or_else(|| "not a time; accepted: 0.1 to 10000 milliseconds".into())
 }
 
 fn burst(value: &str) -> Result<u32, String> {

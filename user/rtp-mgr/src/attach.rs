@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rtp_mgr_ring::abi::{READERS_MAX, ReaderStatus};
+use rtp_mgr_ring::abi::{ABI_MAJOR, ABI_MINOR, READERS_MAX, ReaderStatus};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{
@@ -16,11 +16,14 @@ use rustix::net::{
 };
 
 use crate::config::{EngineKind, Mode};
+use crate::device::Device;
 use crate::error::Error;
 use crate::handshake::{Answer, Hello, ask, receive_answer, understand};
+use crate::kernel;
+use crate::kernel::wake::AttachedWake;
 use crate::reader::{Access, Batch, Copies, RingReader, Wake};
 use crate::runtime_dir;
-use crate::shm::{ControlPage, Region};
+use crate::shm::{ControlPage, Region, Use};
 use crate::stats::{Direction, Stats, StreamId};
 
 /// How long an owner may take to answer.
@@ -49,8 +52,9 @@ pub struct StreamInfo {
     pub allow_reliable: bool,
 }
 
-/// The streams of this user (of all users, for root) that run on this machine, by number. Streams
-/// whose owner does not answer, and those that are not announced, are left out.
+/// The streams of this user (of all users, for root) that run on this machine, by number. Of the
+/// embedded engine's, those whose owner does not answer, and those that are not announced, are left
+/// out; the module tells of all of its own.
 ///
 /// # Errors
 /// None at present.
@@ -60,6 +64,11 @@ pub fn list() -> Result<Vec<StreamInfo>, Error> {
         .filter_map(|path| request(path, Hello::Describe).ok())
         .map(|reply| reply.info)
         .collect();
+    for stream in kernel::list() {
+        if streams.iter().all(|known| known.id != stream.id) {
+            streams.push(stream);
+        }
+    }
     streams.sort_by_key(|stream| stream.id);
     Ok(streams)
 }
@@ -73,8 +82,13 @@ pub fn stat(name: &str) -> Result<(StreamInfo, Stats), Error> {
     let layout = |reason| Error::Layout { name: name.to_owned(), reason };
     let ring = reply.files.into_iter().next();
     let ring = ring.ok_or_else(|| layout("its owner's answer lacks its memory".into()))?;
-    let region = Region::open(ring, false).map_err(layout)?;
-    Ok((reply.info, Stats::new(Arc::new(region))))
+    let region = match reply.info.engine {
+        EngineKind::User => Region::open(ring, false),
+        EngineKind::Kernel => {
+            kernel_device(ring).and_then(|device| Region::of_device(&device, Use::Observer))
+        }
+    };
+    Ok((reply.info, Stats::new(Arc::new(region.map_err(layout)?))))
 }
 
 /// What an owner said.
@@ -156,9 +170,26 @@ fn request(path: &Path, hello: Hello) -> Result<Reply, Mistake> {
 /// A reader of another process's receive stream. It copies what it reads. Send, not Sync.
 #[derive(Debug)]
 pub struct Attached {
-    ring: RingReader<PeerWake>,
+    ring: AnyRing,
     info: StreamInfo,
     stats: Stats,
+}
+
+/// By who runs the ring.
+#[derive(Debug)]
+enum AnyRing {
+    User(RingReader<PeerWake>),
+    Kernel(RingReader<AttachedWake>),
+}
+
+/// Calls the same method of either.
+macro_rules! either {
+    ($reader:expr, $ring:ident => $call:expr) => {
+        match $reader {
+            AnyRing::User($ring) => $call,
+            AnyRing::Kernel($ring) => $call,
+        }
+    };
 }
 
 impl Attached {
@@ -171,20 +202,33 @@ impl Attached {
         let reply =
             request(&find(name)?, Hello::Attach(mode)).map_err(|mistake| mistake.of(name))?;
         let layout = |reason| Error::Layout { name: name.to_owned(), reason };
-        let mut files = reply.files.into_iter();
-        let (Some(ring), Some(control)) = (files.next(), files.next()) else {
-            return Err(layout("its owner's answer lacks its memory".into()));
-        };
-        let region = Arc::new(Region::open(ring, true).map_err(layout)?);
-        let control = Arc::new(ControlPage::open(control).map_err(layout)?);
         if reply.reader >= READERS_MAX {
             return Err(layout(format!("its owner gave us place {}", reply.reader)));
         }
-        let access = Access::Copy(Copies::new(&region));
-        let wake = PeerWake { socket: reply.socket, name: name.to_owned() };
-        let stats = Stats::new(region.clone());
-        let ring = RingReader::new(region, reply.reader, control, access, wake, 1);
-        Ok(Self { ring, info: reply.info, stats })
+        let mut files = reply.files.into_iter();
+        let (region, ring) = match (reply.info.engine, files.next(), files.next()) {
+            (EngineKind::User, Some(ring), Some(control)) => {
+                let region = Arc::new(Region::open(ring, true).map_err(layout)?);
+                let page = Arc::new(ControlPage::open(control).map_err(layout)?);
+                let access = Access::Copy(Copies::new(&region));
+                let wake = PeerWake { socket: reply.socket, name: name.to_owned() };
+                let ring = RingReader::new(region.clone(), reply.reader, page, access, wake, 1);
+                (region, AnyRing::User(ring))
+            }
+            (EngineKind::Kernel, Some(file), None) => {
+                let device = kernel_device(file).map_err(layout)?;
+                let mapped = Region::of_device(&device, Use::Reader(reply.reader));
+                let region = Arc::new(mapped.map_err(layout)?);
+                let page = ControlPage::of_device(&device, region.layout()).map_err(layout)?;
+                let access = Access::Copy(Copies::new(&region));
+                let wake = AttachedWake::new(device, reply.socket, name)?;
+                let page = Arc::new(page);
+                let ring = RingReader::new(region.clone(), reply.reader, page, access, wake, 1);
+                (region, AnyRing::Kernel(ring))
+            }
+            _ => return Err(layout("its owner's answer lacks its memory".into())),
+        };
+        Ok(Self { ring, info: reply.info, stats: Stats::new(region) })
     }
 
     /// See [`Receiver::read`](crate::Receiver::read).
@@ -193,7 +237,7 @@ impl Attached {
     /// The owner's process ended without stopping the stream (what it had published was read), or
     /// the ring's content is damaged.
     pub fn read(&mut self, timeout: Duration) -> Result<Option<Batch<'_>>, Error> {
-        self.ring.read(timeout)
+        either!(&mut self.ring, ring => ring.read(timeout))
     }
 
     /// See [`Receiver::try_read`](crate::Receiver::try_read).
@@ -201,22 +245,30 @@ impl Attached {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn try_read(&mut self) -> Result<Option<Batch<'_>>, Error> {
-        self.ring.try_read()
+        either!(&mut self.ring, ring => ring.try_read())
     }
 
     /// What the engine says about this reader: its accepted tail, positions missed, demotion.
     pub fn status(&self) -> ReaderStatus {
-        self.ring.status()
+        either!(&self.ring, ring => ring.status())
     }
 
     /// Positions that this reader missed because they were overwritten before it read them.
     pub fn missed(&self) -> u64 {
-        self.ring.missed()
+        either!(&self.ring, ring => ring.missed())
     }
 
     /// The stream's figures.
     pub fn stats(&self) -> Stats {
         self.stats.clone()
+    }
+
+    #[cfg(test)]
+    fn user_ring(&self) -> &RingReader<PeerWake> {
+        match &self.ring {
+            AnyRing::User(ring) => ring,
+            AnyRing::Kernel(_) => unreachable!("these tests are of the embedded engine"),
+        }
     }
 
     /// The stream.
@@ -229,7 +281,21 @@ impl AsFd for Attached {
     /// Readable when there is something to read since the last empty [`try_read`](Self::try_read),
     /// and when the owner has gone.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.ring.wake().as_fd()
+        either!(&self.ring, ring => ring.wake().as_fd())
+    }
+}
+
+/// The file of the kernel engine's device that an owner passed on.
+fn kernel_device(file: OwnedFd) -> Result<Device, String> {
+    let device = Device::from(file);
+    match device.version() {
+        Ok(version) if version.abi_major == ABI_MAJOR => Ok(device),
+        Ok(version) => Err(format!(
+            "its module has ABI version {}.{}, this program {ABI_MAJOR}.{ABI_MINOR}: use those of \
+             one release",
+            version.abi_major, version.abi_minor
+        )),
+        Err(error) => Err(format!("what its owner passed is no file of the module: {error}")),
     }
 }
 
@@ -324,7 +390,7 @@ mod tests {
         let (mut rx, tx) = owner(&name);
         let scribbler = Attached::open(&name, Mode::Reliable).unwrap();
         let mut other = Attached::open(&name, Mode::Lossy).unwrap();
-        let control = scribbler.ring.control();
+        let control = scribbler.user_ring().control();
         for (round, rubbish) in (0..).zip([u64::MAX, 1 << 63, 1_000_000, 17]) {
             control.view().position.store(rubbish);
             control.view().wake_at.store(rubbish.wrapping_mul(3));
@@ -380,7 +446,8 @@ mod tests {
         let (_rx, _tx) = owner(&name);
         let mut attached = Attached::open(&name, Mode::Lossy).unwrap();
         // What the kernel does when the owner's process ends.
-        rustix::net::shutdown(&attached.ring.wake().socket, rustix::net::Shutdown::Both).unwrap();
+        rustix::net::shutdown(&attached.user_ring().wake().socket, rustix::net::Shutdown::Both)
+            .unwrap();
         assert!(matches!(attached.read(LONG), Err(Error::OwnerGone { .. })));
     }
 }

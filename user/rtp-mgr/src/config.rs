@@ -111,7 +111,7 @@ pub enum Framing {
 /// The simulated DMA engine: bursts of a self-checking pattern on a timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SimConfig {
-    /// Time between bursts, 100 us to 60 s.
+    /// Time between bursts, 100 us to 10 s.
     pub interval: Duration,
     /// Packets of a burst, 1 to 65,536.
     pub burst: u32,
@@ -368,6 +368,11 @@ impl TransmitConfig {
     }
 }
 
+/// Nanoseconds of a time; the most there are for one that is longer.
+pub(crate) fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 fn check_range(argument: &'static str, value: u32, least: u32, most: u32) -> Result<(), Error> {
     if (least..=most).contains(&value) {
         Ok(())
@@ -431,9 +436,9 @@ pub(crate) fn check_name(name: &str) -> Result<(), Error> {
 }
 
 fn check_sim(sim: &SimConfig, slot_stride: u32) -> Result<(), Error> {
-    if !(Duration::from_micros(100)..=Duration::from_secs(60)).contains(&sim.interval) {
+    if !(Duration::from_micros(100)..=Duration::from_secs(10)).contains(&sim.interval) {
         let value = format_args!("interval {:?}", sim.interval).to_string();
-        return Err(Error::argument("simulated", value, "accepted: 100 us to 60 s"));
+        return Err(Error::argument("simulated", value, "accepted: 100 us to 10 s"));
     }
     check_range("simulated burst", sim.burst, 1, 65_536)?;
     let framing = match sim.framing {

@@ -58,12 +58,9 @@ pub enum Error {
         reorder_max_ms: u128,
     },
     /// The kernel engine was asked for and cannot be used.
-    #[error(
-        "the kernel engine cannot be used: {reason}; load the module with `sudo modprobe rtp_mgr`, \
-         or use the user engine"
-    )]
+    #[error("the kernel engine cannot be used: {reason}; or use the user engine")]
     KernelEngine {
-        /// What is missing.
+        /// What is missing, and what to do.
         reason: String,
     },
     /// Memory for a ring could not be had.

@@ -146,6 +146,32 @@ impl Layout {
         end.max(header.status_offset as usize + header.status_len as usize)
     }
 
+    /// The status part, and the pages of all readers, of all descriptors and of all slots, as files of
+    /// the kernel engine's device map them.
+    pub(crate) fn status(&self) -> Part {
+        let header = &self.header;
+        Part { offset: header.status_offset as usize, len: header.status_len as usize }
+    }
+
+    /// See [`status`](Self::status); `None` for a stream without readers.
+    pub(crate) fn reader_pages(&self) -> Option<Part> {
+        let header = &self.header;
+        let len = header.reader_status_count as usize * header.reader_status_stride as usize;
+        (len > 0).then(|| Part { offset: header.reader_status_offset as usize, len })
+    }
+
+    /// See [`status`](Self::status).
+    pub(crate) fn descriptor_pages(&self) -> Part {
+        let header = &self.header;
+        Part { offset: header.desc_offset as usize, len: header.desc_len as usize }
+    }
+
+    /// See [`status`](Self::status).
+    pub(crate) fn slot_pages(&self) -> Part {
+        let header = &self.header;
+        Part { offset: header.slots_offset as usize, len: header.slots_len as usize }
+    }
+
     pub(crate) fn descriptors(&self) -> Part {
         Part { offset: self.header.desc_offset as usize, len: self.slot_count() * DESC_STRIDE }
     }

@@ -32,6 +32,7 @@
 //! | [`stats`] | figures |
 //! | [`config`], [`error`] | settings and mistakes |
 //! | [`context`] | engine threads |
+//! | `engine`, `kernel`, `device` | the embedded engine; the module's streams and its calls |
 //! | [`leg`], [`socket`], [`net`] | network paths and their sockets |
 //! | [`rtcp`] | RTCP packets |
 //! | [`probe`] | what this machine offers |
@@ -43,9 +44,11 @@ pub mod attach;
 pub mod clock;
 pub mod config;
 pub mod context;
+mod device;
 mod engine;
 pub mod error;
 mod handshake;
+mod kernel;
 mod layout;
 pub mod leg;
 pub mod net;

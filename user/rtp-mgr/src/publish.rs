@@ -28,6 +28,9 @@ const TAG_PEER: u16 = 32;
 /// Connections at a time: readers, and others that ask something.
 const PEERS_MAX: usize = READERS_MAX + 16;
 
+/// What a reader maps: the ring and its control page, or a file of the device that has both.
+pub(crate) type Files = Vec<OwnedFd>;
+
 /// What a stream lets others have.
 pub(crate) trait Host {
     /// Its description.
@@ -36,9 +39,8 @@ pub(crate) trait Host {
     /// Its memory, to be read only.
     fn share(&self) -> io::Result<OwnedFd>;
 
-    /// Adds a reader that is woken over `socket`. Returns its place and its control page, or why
-    /// not.
-    fn attach(&mut self, mode: Mode, socket: &Arc<OwnedFd>) -> Result<(usize, OwnedFd), String>;
+    /// Adds a reader that is woken over `socket`. Returns its place and what it maps, or why not.
+    fn attach(&mut self, mode: Mode, socket: &Arc<OwnedFd>) -> Result<(usize, Files), String>;
 
     /// A reader has gone.
     fn detach(&mut self, reader: usize);
@@ -192,19 +194,12 @@ impl Peer {
     }
 
     fn attach(&mut self, mode: Mode, text: String, host: &mut dyn Host) -> bool {
-        let ring = match host.share() {
-            Ok(ring) => ring,
-            Err(error) => {
-                let refused = Answer::Refused(format!("its memory: {error}"));
-                let _ = answer(&self.socket, &refused, &[]);
-                return false;
-            }
-        };
         match host.attach(mode, &self.socket) {
-            Ok((reader, control)) => {
+            Ok((reader, files)) => {
                 self.reader = Some(reader);
                 let welcome = Answer::Welcome { reader: reader as u32, text };
-                answer(&self.socket, &welcome, &[ring.as_fd(), control.as_fd()]).is_ok()
+                let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+                answer(&self.socket, &welcome, &files).is_ok()
             }
             Err(reason) => {
                 let _ = answer(&self.socket, &Answer::Refused(reason), &[]);

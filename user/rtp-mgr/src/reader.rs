@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 use rtp_mgr_ring::abi::{Descriptor, ReaderStatus, SOURCE_NONE, flag};
 use rtp_mgr_ring::reader::{Available, Cursor};
 
+use crate::engine::ReceiveEngine;
 use crate::engine::receive_task::{OwnPort, ReceiveTask};
 use crate::engine::worker::drain;
 use crate::error::Error;
+use crate::kernel::wake::DeviceWake;
 use crate::poll::wait_readable;
 use crate::shm::{ControlPage, Region, Window};
 use crate::stats::State;
@@ -32,8 +34,24 @@ const SNAPSHOT_TRIES: u32 = 1_000;
 /// A reader of a receive stream in the process that owns it. Send, not Sync.
 #[derive(Debug)]
 pub struct Reader {
-    ring: RingReader<OwnWake>,
-    task: Arc<ReceiveTask>,
+    ring: OwnRing,
+}
+
+/// By who runs the ring.
+#[derive(Debug)]
+enum OwnRing {
+    User(RingReader<OwnWake>),
+    Kernel(RingReader<DeviceWake>),
+}
+
+/// Calls the same method of either.
+macro_rules! either {
+    ($reader:expr, $ring:ident => $call:expr) => {
+        match $reader {
+            OwnRing::User($ring) => $call,
+            OwnRing::Kernel($ring) => $call,
+        }
+    };
 }
 
 impl Reader {
@@ -51,9 +69,14 @@ impl Reader {
         } else {
             Access::Copy(Copies::new(&region))
         };
-        let wake = OwnWake { port: port.clone(), task: task.clone() };
+        let wake = OwnWake { port: port.clone(), task };
         let ring = RingReader::new(region, index, port.page().clone(), access, wake, threshold);
-        Ok(Self { ring, task })
+        Ok(Self { ring: OwnRing::User(ring) })
+    }
+
+    /// A reader of a stream of the kernel engine.
+    pub(crate) fn of_module(ring: RingReader<DeviceWake>) -> Self {
+        Self { ring: OwnRing::Kernel(ring) }
     }
 
     /// See [`Receiver::read`](crate::Receiver::read).
@@ -61,7 +84,7 @@ impl Reader {
     /// # Errors
     /// The engine has ended.
     pub fn read(&mut self, timeout: Duration) -> Result<Option<Batch<'_>>, Error> {
-        self.ring.read(timeout)
+        either!(&mut self.ring, ring => ring.read(timeout))
     }
 
     /// See [`Receiver::try_read`](crate::Receiver::try_read).
@@ -69,29 +92,31 @@ impl Reader {
     /// # Errors
     /// The engine has ended.
     pub fn try_read(&mut self) -> Result<Option<Batch<'_>>, Error> {
-        self.ring.try_read()
+        either!(&mut self.ring, ring => ring.try_read())
     }
 
     /// What the engine says about this reader: its accepted tail, positions missed, demotion.
     pub fn status(&self) -> ReaderStatus {
-        self.ring.status()
+        either!(&self.ring, ring => ring.status())
     }
 
     /// Positions that this reader missed because they were overwritten before it read them.
     pub fn missed(&self) -> u64 {
-        self.ring.missed()
+        either!(&self.ring, ring => ring.missed())
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.task.remove_own_reader(self.ring.index);
+        if let OwnRing::User(ring) = &self.ring {
+            ring.wake.task.remove_own_reader(ring.index);
+        }
     }
 }
 
 impl AsFd for Reader {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.ring.wake.as_fd()
+        either!(&self.ring, ring => ring.wake.as_fd())
     }
 }
 

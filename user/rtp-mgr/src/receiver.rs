@@ -12,8 +12,7 @@ use rtp_mgr_ring::abi::ReaderStatus;
 
 use crate::config::{Engine, EngineKind, Mode, ReceiveConfig, SimConfig};
 use crate::context::Context;
-use crate::engine::choose;
-use crate::engine::receive_task::ReceiveTask;
+use crate::engine::{ReceiveEngine, open_receive};
 use crate::error::{Error, Warning};
 use crate::leg::Leg;
 use crate::reader::{Batch, Reader};
@@ -190,24 +189,21 @@ impl ReceiverBuilder {
     /// the kernel engine asked for and not there.
     pub fn open(self) -> Result<Receiver, Error> {
         let ring_order = self.config.check()?;
-        let (engine, reason) = choose(self.config.engine)?;
-        let opened = ReceiveTask::open(&self.config, ring_order)?;
-        // Before the first packet: the owner misses nothing.
-        let reader = Reader::new(opened.task.clone(), true, self.config.wake_threshold)?;
+        let opened = open_receive(&self.config, ring_order)?;
         let context = match self.context {
             Some(context) => context,
             None => Context::own()?,
         };
-        opened.task.start(&context)?;
+        opened.engine.clone().start(&context)?;
         Ok(Receiver {
-            reader,
-            stats: Stats::new(opened.task.region().clone()),
+            reader: opened.reader,
+            stats: Stats::new(opened.engine.region().clone()),
             local: opened.local,
             warnings: opened.warnings,
-            engine,
-            reason,
+            kind: opened.kind,
+            reason: opened.reason,
             config: self.config,
-            task: opened.task,
+            engine: opened.engine,
             _context: context,
         })
     }
@@ -222,10 +218,10 @@ pub struct Receiver {
     stats: Stats,
     local: Vec<SocketAddr>,
     warnings: Vec<Warning>,
-    engine: EngineKind,
+    kind: EngineKind,
     reason: String,
     config: ReceiveConfig,
-    task: Arc<ReceiveTask>,
+    engine: Arc<dyn ReceiveEngine>,
     /// Keeps the engine's threads.
     _context: Context,
 }
@@ -260,7 +256,7 @@ impl Receiver {
     /// # Errors
     /// There are 16 readers already; the stream has stopped.
     pub fn subscribe(&self, mode: Mode) -> Result<Reader, Error> {
-        Reader::new(self.task.clone(), mode == Mode::Reliable, 1)
+        self.engine.clone().subscribe(mode)
     }
 
     /// What the engine says about the owner's reader.
@@ -275,7 +271,7 @@ impl Receiver {
 
     /// What the stream leaves to its sockets: RTCP, STUN, DTLS and the rest.
     pub fn side_channel(&self) -> SideChannel {
-        self.task.side_channel().clone()
+        self.engine.side_channel().clone()
     }
 
     /// Ends the stream: what is in the sockets is received, what is held back is published, the
@@ -284,8 +280,7 @@ impl Receiver {
     /// # Errors
     /// The engine has ended.
     pub fn stop(&mut self) -> Result<(), Error> {
-        self.task.stop();
-        if self.task.has_failed() { Err(Error::EngineGone) } else { Ok(()) }
+        self.engine.stop()
     }
 
     /// Changes how long gaps stay open.
@@ -305,7 +300,7 @@ impl Receiver {
             ..self.config.clone()
         };
         config.check()?;
-        self.task.set_reorder(reorder)?;
+        self.engine.set_reorder(reorder)?;
         self.config = config;
         Ok(())
     }
@@ -320,7 +315,7 @@ impl Receiver {
             return Err(Error::argument("simulated", "of a stream with legs", accepted));
         }
         ReceiveConfig { simulated: Some(sim), ..self.config.clone() }.check()?;
-        self.task.set_simulated(sim)
+        self.engine.set_simulated(sim)
     }
 
     /// Address and port that a leg (0 or 1) is bound to.
@@ -335,7 +330,7 @@ impl Receiver {
 
     /// Who runs the ring.
     pub fn engine(&self) -> EngineKind {
-        self.engine
+        self.kind
     }
 
     /// Why that engine.
@@ -350,18 +345,19 @@ impl Receiver {
 
     /// Positions of the ring.
     pub fn slot_count(&self) -> u32 {
-        self.task.region().layout().header().slot_count
+        self.engine.region().layout().header().slot_count
     }
 
     /// Bytes of a slot.
     pub fn slot_stride(&self) -> u32 {
-        self.task.region().layout().header().slot_stride
+        self.engine.region().layout().header().slot_stride
     }
 }
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        self.task.stop();
+        // Whoever wanted to know has called `stop`.
+        let _ = self.engine.stop();
     }
 }
 

@@ -1,7 +1,7 @@
 //! The shared memory of streams: memfds, their seals, mappings, and the views laid over them.
 //!
 //! What lives here: every `unsafe` that it takes to reach memory that another thread, process or the
-//! kernel may be writing. What does not: where the parts lie ([`crate::layout`]) and the protocol
+//! kernel may be writing, be it a memfd of the embedded engine or pages of the kernel engine. What does not: where the parts lie ([`crate::layout`]) and the protocol
 //! that says who may touch what when (the ring crate).
 //!
 //! # Who touches what
@@ -18,7 +18,8 @@
 use std::fmt;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use rtp_mgr_ring::view::{Block, ControlView, DescriptorWords, RingView, SlotsVie
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
+use crate::device::Device;
 use crate::error::Error;
 use crate::layout::{Layout, Part, Shape};
 use crate::net::SlotMemory;
@@ -65,7 +67,13 @@ pub(crate) fn header_from_words(words: [u64; HEADER_WORDS]) -> Header {
 struct Mapping {
     base: NonNull<u8>,
     len: usize,
+    /// What of it is there: all of it, or the parts that a file of the device maps.
+    mapped: [Range<usize>; PARTS],
 }
+
+/// Parts of a region that are mapped one by one: status, reader status, descriptors, slots.
+const PARTS: usize = 4;
+const NOTHING: Range<usize> = 0..0;
 
 // SAFETY: the mapping is not tied to a thread, and its memory is reached only through atomics or
 // under the rules at the top of this file.
@@ -77,22 +85,66 @@ impl Mapping {
     /// Maps the first `len` bytes of a file.
     fn of_file(file: impl AsFd, len: usize, write: bool) -> io::Result<Self> {
         let protection = if write { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
-        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-        let base = unsafe {
-            rustix::mm::mmap(ptr::null_mut(), len, protection, MapFlags::SHARED, file, 0)
-        }?;
-        Self::at(base, len)
+        Self::of_file_at(file, 0, len, protection)
     }
 
-    fn at(base: *mut std::ffi::c_void, len: usize) -> io::Result<Self> {
+    fn of_file_at(
+        file: impl AsFd,
+        offset: u64,
+        len: usize,
+        protection: ProtFlags,
+    ) -> io::Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let base = unsafe {
+            rustix::mm::mmap(ptr::null_mut(), len, protection, MapFlags::SHARED, file, offset)
+        }?;
+        Self::at(base, len, [0..len, NOTHING, NOTHING, NOTHING])
+    }
+
+    fn at(
+        base: *mut std::ffi::c_void,
+        len: usize,
+        mapped: [Range<usize>; PARTS],
+    ) -> io::Result<Self> {
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { base, len })
+        Ok(Self { base, len, mapped })
+    }
+
+    /// Maps parts of a file, each where it would be if the whole file were mapped. What lies between
+    /// them cannot be reached.
+    fn of_parts(file: impl AsFd, len: usize, parts: &[(Part, ProtFlags)]) -> io::Result<Self> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let base =
+            unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), flags) }?;
+        let mut whole = Self::at(base, len, [NOTHING; PARTS])?;
+        for ((part, protection), mapped) in parts.iter().zip(&mut whole.mapped) {
+            let range = part.offset..part.offset.saturating_add(part.len);
+            if range.end > len {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            let flags = MapFlags::SHARED | MapFlags::FIXED;
+            // SAFETY: it replaces pages of the reservation that was just made, within its bounds,
+            // and nobody knows these pages yet.
+            let at = unsafe {
+                let to = whole.base.as_ptr().add(part.offset).cast();
+                rustix::mm::mmap(to, part.len, *protection, flags, &file, part.offset as u64)
+            }?;
+            debug_assert_eq!(at.addr(), whole.base.as_ptr().addr() + part.offset);
+            *mapped = range;
+        }
+        Ok(whole)
+    }
+
+    /// Whether all of `part` is there.
+    fn holds(&self, part: Part) -> bool {
+        let end = part.offset.saturating_add(part.len);
+        self.mapped.iter().any(|mapped| mapped.start <= part.offset && end <= mapped.end)
     }
 
     /// The words at `part`; `None` where it is not wholly mapped or not aligned.
     fn words(&self, part: Part) -> Option<&[Word]> {
-        let end = part.offset.checked_add(part.len)?;
-        if end > self.len || !part.offset.is_multiple_of(8) {
+        if !self.holds(part) || !part.offset.is_multiple_of(8) {
             return None;
         }
         // SAFETY: the words lie within the mapping, which lives as long as `self`; Word is an
@@ -129,9 +181,23 @@ fn memfd(name: &str, len: u64) -> io::Result<OwnedFd> {
     Ok(file)
 }
 
+/// What a file of the kernel engine's device is to its stream, and so what it may map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// All of a receive ring: its owner.
+    Owner,
+    /// A receive ring and the status of one reader: that reader.
+    Reader(usize),
+    /// The figures alone.
+    Observer,
+    /// A transmit ring, to be written: its owner.
+    Writer,
+}
+
 /// The memory of one stream, or as much of it as this process maps.
 pub(crate) struct Region {
-    file: OwnedFd,
+    /// The memory as a file; none when a device has it.
+    file: Option<OwnedFd>,
     mapping: Mapping,
     layout: Layout,
 }
@@ -154,7 +220,7 @@ impl Region {
         rustix::fs::fcntl_add_seals(&file, RING_SEALS).map_err(|error| failed(error.into()))?;
         let layout = Layout::check(&header, header.total_len)
             .map_err(|reason| Error::Layout { name: "(new)".into(), reason })?;
-        let region = Self { file, mapping, layout };
+        let region = Self { file: Some(file), mapping, layout };
         let words = region.words(Part { offset: 0, len: size_of::<Header>() });
         for (to, from) in words.iter().zip(header_words(&header)) {
             to.store(from);
@@ -181,27 +247,50 @@ impl Region {
         if size < PAGE as u64 {
             return Err(format!("its memory has {size} bytes: the owner's program is damaged"));
         }
-        let first = Mapping::of_file(&file, PAGE, false).map_err(failed)?;
-        let mut words = [0; HEADER_WORDS];
-        let shared = first.words(Part { offset: 0, len: size_of::<Header>() }).unwrap_or_default();
-        for (to, from) in words.iter_mut().zip(shared) {
-            *to = from.load();
-        }
-        let layout = Layout::check(&header_from_words(words), size)?;
+        let layout = Layout::check(&read_header(&file).map_err(failed)?, size)?;
         let len = if all { layout.header().total_len as usize } else { layout.figures_len() };
         let mapping = Mapping::of_file(&file, len, false).map_err(failed)?;
-        Ok(Self { file, mapping, layout })
+        Ok(Self { file: Some(file), mapping, layout })
+    }
+
+    /// Maps a stream of the kernel engine through one of its files. The module maps nothing beyond a
+    /// stream's memory, and a mapping keeps it: there is no other size to check against.
+    ///
+    /// The text of the mistake says what to do.
+    pub(crate) fn of_device(device: &Device, purpose: Use) -> Result<Self, String> {
+        let failed = |error: io::Error| format!("its memory cannot be mapped: {error}");
+        let header = read_header(device).map_err(failed)?;
+        let layout = Layout::check(&header, header.total_len)?;
+        let usable = match purpose {
+            Use::Writer => ProtFlags::READ | ProtFlags::WRITE,
+            _ => ProtFlags::READ,
+        };
+        let readers = match purpose {
+            Use::Reader(reader) => layout.reader_status(reader),
+            Use::Owner | Use::Observer => layout.reader_pages(),
+            Use::Writer => None,
+        };
+        let mut parts = vec![(layout.status(), ProtFlags::READ)];
+        parts.extend(readers.map(|readers| (readers, ProtFlags::READ)));
+        if purpose != Use::Observer {
+            parts.push((layout.descriptor_pages(), usable));
+            parts.push((layout.slot_pages(), usable));
+        }
+        let len = header.total_len as usize;
+        let mapping = Mapping::of_parts(device, len, &parts).map_err(failed)?;
+        Ok(Self { file: None, mapping, layout })
     }
 
     /// The file, to be handed to another process: read only where the system lets it be reopened so.
     pub(crate) fn share(&self) -> io::Result<OwnedFd> {
         use std::os::fd::AsRawFd;
-        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let Some(file) = &self.file else { return Err(io::ErrorKind::Unsupported.into()) };
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let reopened = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         match reopened {
             Ok(file) => Ok(file),
             // Without /proc: the seals alone keep others from writing.
-            Err(_) => self.file.try_clone(),
+            Err(_) => file.try_clone(),
         }
     }
 
@@ -281,7 +370,7 @@ impl Region {
     /// The slots, as the engine writes them or sends from them. Only for the region's owner.
     pub(crate) fn slot_memory(self: &Arc<Self>) -> SlotMemory {
         let part = self.layout.slots();
-        assert!(part.offset + part.len <= self.mapping.len, "the owner maps all of its region");
+        assert!(self.mapping.holds(part), "the owner maps all of its region");
         let header = self.layout.header();
         let len = header.slot_total as usize * header.slot_stride as usize;
         // SAFETY: within the mapping (asserted, and `Layout::check` for `len`), which lives as long
@@ -299,12 +388,23 @@ impl Region {
         }
         let offset = slot as usize * self.layout.header().slot_stride as usize;
         let part = self.layout.slots();
-        if part.offset + part.len > self.mapping.len {
+        if !self.mapping.holds(part) {
             return None;
         }
         // SAFETY: `holds` and `Layout::check`: the slot lies within the slots part, which is mapped.
         Some(unsafe { self.mapping.base.add(part.offset + offset) })
     }
+}
+
+/// The header at the beginning of a stream's file, read once.
+fn read_header(file: impl AsFd) -> io::Result<Header> {
+    let first = Mapping::of_file(file, PAGE, false)?;
+    let mut words = [0; HEADER_WORDS];
+    let shared = first.words(Part { offset: 0, len: size_of::<Header>() }).unwrap_or_default();
+    for (to, from) in words.iter_mut().zip(shared) {
+        *to = from.load();
+    }
+    Ok(header_from_words(words))
 }
 
 /// The control page of one reader or writer.
@@ -348,6 +448,16 @@ impl ControlPage {
         Ok(Self { mapping: Mapping::of_file(&file, PAGE, true).map_err(failed)? })
     }
 
+    /// Maps the control page of a file of the kernel engine's device.
+    ///
+    /// The text of the mistake says what to do.
+    pub(crate) fn of_device(device: &Device, layout: &Layout) -> Result<Self, String> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        Mapping::of_file_at(device, layout.header().control_offset, PAGE, protection)
+            .map(|mapping| Self { mapping })
+            .map_err(|error| format!("its control page cannot be mapped: {error}"))
+    }
+
     /// The words of the page.
     pub(crate) fn view(&self) -> ControlView<'_> {
         const { assert!(control::TAIL == control::HEAD && control::WAKE_AT < PAGE) };
@@ -380,7 +490,8 @@ impl Window {
         let Some(start) = self.region.slot_ptr(slot, len) else { return &[] };
         // SAFETY: within the mapping, which `region` keeps. Published and not released by a reliable
         // reader: the engine does not write the slot (invariants of this type, rules at the top of
-        // this file), and no other process has a writable mapping (F_SEAL_FUTURE_WRITE).
+        // this file), and no other process has a writable mapping (F_SEAL_FUTURE_WRITE; the module
+        // gives none).
         unsafe { slice::from_raw_parts(start.as_ptr(), len as usize) }
     }
 }
@@ -420,12 +531,6 @@ impl Room {
                 slice::from_raw_parts_mut(base.as_ptr(), (count - before_end) * stride),
             )
         }
-    }
-}
-
-impl AsFd for Region {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
     }
 }
 
@@ -498,7 +603,7 @@ mod tests {
     fn others_can_neither_write_nor_resize() {
         let owner = region(Direction::Receive);
         let len = owner.layout().header().total_len;
-        for file in [owner.share().unwrap(), owner.file.try_clone().unwrap()] {
+        for file in [owner.share().unwrap(), owner.file.as_ref().unwrap().try_clone().unwrap()] {
             assert!(Mapping::of_file(&file, PAGE, true).is_err());
             assert!(rustix::io::write(&file, &[0; 8]).is_err());
             for size in [0, len - 1, len + 1] {

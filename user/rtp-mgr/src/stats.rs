@@ -29,8 +29,12 @@ const ROUNDS: usize = 8;
 pub struct StreamId(pub u64);
 
 impl fmt::Display for StreamId {
-    /// The owner's process and its count of streams: `4711-1`.
+    /// The owner's process and its count of streams: `4711-1`. Of the kernel engine: the module's
+    /// count of streams: `k-1`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 >> 32 == 0 {
+            return write!(f, "k-{}", self.0);
+        }
         write!(f, "{}-{}", self.0 >> 32, self.0 as u32)
     }
 }
@@ -42,6 +46,16 @@ pub enum Direction {
     Receive,
     /// From the writer to the network.
     Transmit,
+}
+
+impl Direction {
+    /// As the ABI names it.
+    pub(crate) fn of(direction: u32) -> Self {
+        match direction {
+            DIRECTION_TRANSMIT => Self::Transmit,
+            _ => Self::Receive,
+        }
+    }
 }
 
 /// What a stream is doing.
@@ -108,10 +122,7 @@ impl Stats {
                 ENGINE_KERNEL => EngineKind::Kernel,
                 _ => EngineKind::User,
             },
-            direction: match header.direction {
-                DIRECTION_TRANSMIT => Direction::Transmit,
-                _ => Direction::Receive,
-            },
+            direction: Direction::of(header.direction),
             state,
             ordered: header.features & feature::ORDERED != 0,
             exact_times: header.features & feature::EXACT_TIMES != 0,
@@ -298,5 +309,6 @@ mod tests {
     #[test]
     fn a_stream_is_named_by_process_and_count() {
         assert_eq!(StreamId(4711 << 32 | 3).to_string(), "4711-3");
+        assert_eq!(StreamId(3).to_string(), "k-3");
     }
 }

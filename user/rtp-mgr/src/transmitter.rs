@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rtp_mgr_ring::abi::{Descriptor, SOURCE_NONE, flag, status};
+use rtp_mgr_ring::abi::{Descriptor, SOURCE_NONE, feature, flag, status};
 use rtp_mgr_ring::header::{self, FIXED_LEN};
 use rtp_mgr_ring::transmit::{commit, prepare_wait};
 
@@ -178,7 +178,8 @@ impl TransmitterBuilder {
     /// the kernel engine asked for and not there.
     pub fn open(self) -> Result<Transmitter, Error> {
         self.config.check()?;
-        let (engine, reason) = choose(self.config.engine)?;
+        let (_, reason) = choose(self.config.engine, feature::UDP_TRANSMIT)?;
+        let engine = EngineKind::User;
         let config = self.config;
         let opened = TransmitTask::open(&config, config.cname.clone().unwrap_or_else(cname))?;
         let context = match self.context {

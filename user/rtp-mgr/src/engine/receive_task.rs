@@ -27,16 +27,18 @@ use super::receive::{
 };
 use super::simulate::Simulator;
 use super::worker::{NEVER, Registration, Task, new_event, signal};
-use super::{new_id, open_door};
+use super::{ReceiveEngine, new_id, open_door};
 use crate::attach::StreamInfo;
 use crate::clock::monotonic_ns;
-use crate::config::{self, EngineKind, ReceiveConfig, SimConfig};
+use crate::config::{self, EngineKind, ReceiveConfig, SimConfig, nanos};
 use crate::context::Context;
 use crate::error::{Error, Warning};
 use crate::handshake;
+use crate::kernel::receive::may_attach;
 use crate::layout::Shape;
 use crate::leg::Leg;
-use crate::publish::{self, Host, Server};
+use crate::publish::{self, Files, Host, Server};
+use crate::reader::Reader;
 use crate::shm::{ControlPage, Region};
 use crate::side_channel::{SideChannel, SidePacket};
 use crate::socket::{ReceiveOptions, ReceiveSocket, SocketWarning, buffer_for};
@@ -48,7 +50,7 @@ const SOCKET_HOLD: Duration = Duration::from_millis(200);
 const RATE_DEFAULT: (f64, usize) = (10_000.0, 1_400);
 
 /// Tags of the files: the leg's, and the leg's RTCP.
-const TAG_RTCP: u16 = 8;
+pub(crate) const TAG_RTCP: u16 = 8;
 
 impl ReceiveMemory for Arc<Region> {
     fn ring(&self) -> RingView<'_> {
@@ -170,7 +172,8 @@ impl ReceiveTask {
     /// Opens sockets and memory. Nothing is received before [`start`](Self::start).
     pub(crate) fn open(config: &ReceiveConfig, ring_order: u8) -> Result<Opened, Error> {
         let mut warnings = Vec::new();
-        let legs = open_legs(config, &mut warnings)?;
+        let gro = config.gro && !config.exact_times;
+        let legs = open_legs(config, gro, &mut warnings)?;
         let local = legs.iter().map(|leg| leg.rtp.local_addr()).collect();
         let slot_count = 1_usize << ring_order;
         let region = Arc::new(Region::create(&shape(config, &legs, slot_count), config.start)?);
@@ -196,36 +199,6 @@ impl ReceiveTask {
         let failed = AtomicBool::new(false);
         let task = Arc::new(Self { region, side, failed, info, serving });
         Ok(Opened { task, local, warnings })
-    }
-
-    /// Begins to receive.
-    pub(crate) fn start(self: &Arc<Self>, context: &Context) -> Result<(), Error> {
-        let registration = context.serve(self.clone());
-        let mut serving = self.serving();
-        let Some(stream) = &serving.stream else { return Err(Error::EngineGone) };
-        for leg in 0..stream.legs() {
-            if let Some(socket) = stream.rtp_fd(leg) {
-                registration.watch(socket, leg as u16, EventFlags::IN)?;
-            }
-            if let Some(socket) = stream.rtcp_fd(leg) {
-                registration.watch(socket, TAG_RTCP + leg as u16, EventFlags::IN)?;
-            }
-        }
-        if let Some(server) = &serving.server {
-            server.watch(&registration)?;
-        }
-        self.region.set_state(State::Running);
-        registration.kick();
-        serving.registration = Some(registration);
-        Ok(())
-    }
-
-    pub(crate) fn region(&self) -> &Arc<Region> {
-        &self.region
-    }
-
-    pub(crate) fn side_channel(&self) -> &SideChannel {
-        &self.side
     }
 
     /// Whether the engine has ended by a mistake of its own.
@@ -264,8 +237,49 @@ impl ReceiveTask {
         }
     }
 
-    /// Changes how long gaps stay open.
-    pub(crate) fn set_reorder(&self, reorder: Duration) -> Result<(), Error> {
+    /// A reader of this process has read everything of the stopped stream.
+    pub(crate) fn read_to_end(&self) {
+        if let Some(stream) = &mut self.serving().ended {
+            stream.look_back();
+        }
+    }
+}
+
+impl ReceiveEngine for ReceiveTask {
+    fn start(self: Arc<Self>, context: &Context) -> Result<(), Error> {
+        let registration = context.serve(self.clone());
+        let mut serving = self.serving();
+        let Some(stream) = &serving.stream else { return Err(Error::EngineGone) };
+        for leg in 0..stream.legs() {
+            if let Some(socket) = stream.rtp_fd(leg) {
+                registration.watch(socket, leg as u16, EventFlags::IN)?;
+            }
+            if let Some(socket) = stream.rtcp_fd(leg) {
+                registration.watch(socket, TAG_RTCP + leg as u16, EventFlags::IN)?;
+            }
+        }
+        if let Some(server) = &serving.server {
+            server.watch(&registration)?;
+        }
+        self.region.set_state(State::Running);
+        registration.kick();
+        serving.registration = Some(registration);
+        Ok(())
+    }
+
+    fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    fn side_channel(&self) -> &SideChannel {
+        &self.side
+    }
+
+    fn subscribe(self: Arc<Self>, mode: config::Mode) -> Result<Reader, Error> {
+        Reader::new(self, mode == config::Mode::Reliable, 1)
+    }
+
+    fn set_reorder(&self, reorder: Duration) -> Result<(), Error> {
         let mut serving = self.serving();
         let Some(stream) = &mut serving.stream else { return Err(Error::EngineGone) };
         stream.core().set_reorder_ns(nanos(reorder));
@@ -273,8 +287,7 @@ impl ReceiveTask {
         Ok(())
     }
 
-    /// Changes the simulated source.
-    pub(crate) fn set_simulated(&self, sim: SimConfig) -> Result<(), Error> {
+    fn set_simulated(&self, sim: SimConfig) -> Result<(), Error> {
         let mut serving = self.serving();
         let Some(stream) = &mut serving.stream else { return Err(Error::EngineGone) };
         if let Some(simulator) = stream.simulator() {
@@ -284,15 +297,7 @@ impl ReceiveTask {
         Ok(())
     }
 
-    /// A reader of this process has read everything of the stopped stream.
-    pub(crate) fn read_to_end(&self) {
-        if let Some(stream) = &mut self.serving().ended {
-            stream.look_back();
-        }
-    }
-
-    /// Ends the stream. What is in the ring stays.
-    pub(crate) fn stop(&self) {
+    fn stop(&self) -> Result<(), Error> {
         let mut serving = self.serving();
         let registration = serving.unwatch();
         if let Some(mut stream) = serving.stream.take() {
@@ -302,6 +307,7 @@ impl ReceiveTask {
         // Attached readers are to see the end of the stream before that of the connection.
         serving.close_door(registration);
         self.side.close();
+        if self.has_failed() { Err(Error::EngineGone) } else { Ok(()) }
     }
 }
 
@@ -392,23 +398,19 @@ impl Host for Guests<'_> {
         &mut self,
         mode: config::Mode,
         socket: &Arc<OwnedFd>,
-    ) -> Result<(usize, OwnedFd), String> {
-        if self.task.info.name.is_none() {
-            return Err("its owner has not published it under a name".into());
-        }
+    ) -> Result<(usize, Files), String> {
+        may_attach(&self.task.info, mode)?;
         let mode = match mode {
             config::Mode::Lossy => Mode::Lossy,
-            config::Mode::Reliable if self.task.info.allow_reliable => Mode::Reliable,
-            config::Mode::Reliable => {
-                return Err("its owner does not allow reliable readers (allow_reliable); attach \
-                            without asking for it"
-                    .into());
-            }
+            config::Mode::Reliable => Mode::Reliable,
         };
+        let ring = self.share().map_err(|error| format!("its memory: {error}"))?;
         let (page, file) = ControlPage::create(0).map_err(|error| error.to_string())?;
         let port = Port::Peer(PeerPort { page, socket: socket.clone() });
         let reader = self.stream.add_reader(mode, true, port);
-        reader.map(|reader| (reader, file)).ok_or_else(|| "it has 16 readers already".into())
+        reader
+            .map(|reader| (reader, vec![ring, file]))
+            .ok_or_else(|| "it has 16 readers already".into())
     }
 
     fn detach(&mut self, reader: usize) {
@@ -431,18 +433,16 @@ fn info(config: &ReceiveConfig, region: &Region) -> StreamInfo {
     }
 }
 
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn open_legs(
+/// Opens the sockets of a stream's legs, with coalesced receive if `gro`.
+pub(crate) fn open_legs(
     config: &ReceiveConfig,
+    gro: bool,
     warnings: &mut Vec<Warning>,
 ) -> Result<Vec<LegSockets>, Error> {
     let (rate, packet_len) = config.expected.unwrap_or(RATE_DEFAULT);
     let options = ReceiveOptions {
         buffer: Some(config.socket_buffer.unwrap_or(buffer_for(rate, packet_len, SOCKET_HOLD))),
-        gro: config.gro && !config.exact_times,
+        gro,
         dual_stack: true,
     };
     // Without a rate nobody knows what is needed: what was granted stands in the leg's figures.

@@ -26,7 +26,7 @@ use crate::error::{Error, Warning};
 use crate::handshake;
 use crate::layout::Shape;
 use crate::leg::Leg;
-use crate::publish::{Host, Server};
+use crate::publish::{Files, Host, Server};
 use crate::shm::{ControlPage, Region};
 use crate::socket::{TransmitOptions, TransmitSocket};
 use crate::stats::{Direction, State, StreamId};
@@ -250,7 +250,7 @@ impl Host for Guests<'_> {
         self.task.region.share()
     }
 
-    fn attach(&mut self, _: Mode, _: &Arc<OwnedFd>) -> Result<(usize, OwnedFd), String> {
+    fn attach(&mut self, _: Mode, _: &Arc<OwnedFd>) -> Result<(usize, Files), String> {
         Err("it is a transmit stream: only receive streams have readers".into())
     }
 
