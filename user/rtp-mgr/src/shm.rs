@@ -33,7 +33,7 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::error::Error;
-use crate::layout::{Layout, Part, Shape};
+use crate::layout::{self, Layout, Part, Shape};
 use crate::net::SlotMemory;
 use crate::stats::State;
 
@@ -152,7 +152,7 @@ impl Region {
             .map_err(|_| failed(io::ErrorKind::OutOfMemory.into()))?;
         let mapping = Mapping::of_file(&file, len, true).map_err(failed)?;
         rustix::fs::fcntl_add_seals(&file, RING_SEALS).map_err(|error| failed(error.into()))?;
-        let layout = Layout::check(&header, header.total_len)
+        let layout = layout::check(&header, header.total_len)
             .map_err(|reason| Error::Layout { name: "(new)".into(), reason })?;
         let region = Self { file, mapping, layout };
         let words = region.words(Part { offset: 0, len: size_of::<Header>() });
@@ -187,7 +187,7 @@ impl Region {
         for (to, from) in words.iter_mut().zip(shared) {
             *to = from.load();
         }
-        let layout = Layout::check(&header_from_words(words), size)?;
+        let layout = layout::check(&header_from_words(words), size)?;
         let len = if all { layout.header().total_len as usize } else { layout.figures_len() };
         let mapping = Mapping::of_file(&file, len, false).map_err(failed)?;
         Ok(Self { file, mapping, layout })
@@ -433,11 +433,12 @@ impl AsFd for Region {
 mod tests {
     use super::*;
     use crate::stats::Direction;
-    use rtp_mgr_ring::abi::{Descriptor, READERS_MAX, StreamCounters};
+    use rtp_mgr_ring::abi::{Descriptor, ENGINE_USER, READERS_MAX, StreamCounters};
 
     fn shape(direction: Direction) -> Shape {
         Shape {
-            direction,
+            direction: direction.abi(),
+            engine: ENGINE_USER,
             features: 0,
             slot_count: 16,
             slot_total: 24,
