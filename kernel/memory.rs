@@ -18,9 +18,10 @@ use kernel::prelude::*;
 
 use crate::ring::abi::{
     self, control, status, Header, LegFigures, ReaderStatus, SourceFigures, StreamCounters,
-    LEGS_MAX, PAGE, READERS_MAX, SEQUENCE_WORDS,
+    LEGS_MAX, PAGE,
 };
 use crate::ring::atomic::Word;
+use crate::ring::layout;
 use crate::ring::view::{Block, ControlView, DescriptorWords, RingView};
 
 const WORDS: usize = PAGE / 8;
@@ -78,72 +79,29 @@ pub(crate) struct Shape {
     pub(crate) owner_uid: u32,
 }
 
-const fn pages(bytes: u64) -> u64 {
-    bytes.div_ceil(PAGE as u64).saturating_mul(PAGE as u64)
-}
-
 impl Shape {
-    /// The header of such a receive stream. All numbers were checked before, so nothing saturates.
+    /// The header of such a receive stream.
     pub(crate) fn header(&self) -> Header {
-        let page = PAGE as u64;
-        let sources = u64::from(self.sources).saturating_mul(status::SOURCES_STRIDE as u64);
-        let status_len = pages((status::SOURCES as u64).saturating_add(sources));
-        let readers = READERS_MAX as u64;
-        let control_offset = status_len.saturating_add(readers.saturating_mul(page));
-        let desc_offset = control_offset.saturating_add(page);
-        let desc_len = pages(u64::from(self.slot_count).saturating_mul(abi::DESC_STRIDE as u64));
-        let slots_offset = desc_offset.saturating_add(desc_len);
-        let slots_len =
-            pages(u64::from(self.slot_total).saturating_mul(u64::from(self.slot_stride)));
-        Header {
-            magic: abi::MAGIC,
-            abi_major: abi::ABI_MAJOR,
-            abi_minor: abi::ABI_MINOR,
-            header_len: size_of::<Header>() as u32,
+        let shape = layout::Shape {
             direction: abi::DIRECTION_RECEIVE,
-            total_len: slots_offset.saturating_add(slots_len),
+            engine: abi::ENGINE_KERNEL,
             features: self.features,
             slot_count: self.slot_count,
             slot_total: self.slot_total,
             slot_stride: self.slot_stride,
-            desc_stride: abi::DESC_STRIDE as u32,
-            status_offset: 0,
-            status_len,
-            reader_status_offset: status_len,
-            reader_status_stride: PAGE as u32,
-            reader_status_count: READERS_MAX as u32,
-            control_offset,
-            control_len: page,
-            desc_offset,
-            desc_len,
-            slots_offset,
-            slots_len,
-            counters_offset: status::COUNTERS as u32,
-            counters_len: block_len(StreamCounters::WORDS),
-            legs_offset: status::LEGS as u32,
-            legs_stride: status::LEGS_STRIDE as u32,
-            legs_count: self.legs,
-            sources_stride: status::SOURCES_STRIDE as u32,
-            sources_offset: status::SOURCES as u64,
-            sources_count: self.sources,
-            engine: abi::ENGINE_KERNEL,
+            legs: self.legs,
+            sources: self.sources,
             stream_id: self.stream_id,
             owner_pid: self.owner_pid,
             owner_uid: self.owner_uid,
-        }
+        };
+        shape.header()
     }
 }
 
-const fn block_len(words: usize) -> u32 {
-    (SEQUENCE_WORDS.saturating_add(words)).saturating_mul(8) as u32
-}
-
-/// Bytes that a stream of this header takes: its region, less the hole where files map their control
-/// page, plus one control page for each reader.
+/// Bytes that a stream of this header takes.
 pub(crate) fn bytes(header: &Header) -> u64 {
-    header
-        .total_len
-        .saturating_add((READERS_MAX as u64).saturating_sub(1).saturating_mul(PAGE as u64))
+    layout::memory_len(header)
 }
 
 /// The memory of one stream.
@@ -151,7 +109,7 @@ pub(crate) struct Memory {
     header: Header,
     /// The region. The page at `control_offset` is never mapped.
     region: Pages,
-    /// A control page per reader.
+    /// A control page per reader, or the writer's.
     controls: Pages,
 }
 
@@ -165,8 +123,8 @@ struct Part {
 impl Memory {
     pub(crate) fn new(header: Header) -> Result<Self> {
         let count = usize::try_from(header.total_len)? / PAGE;
-        let memory =
-            Self { header, region: Pages::new(count)?, controls: Pages::new(READERS_MAX)? };
+        let controls = Pages::new(layout::control_pages(&header))?;
+        let memory = Self { header, region: Pages::new(count)?, controls };
         memory.write_header();
         Ok(memory)
     }

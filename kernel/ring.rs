@@ -15,6 +15,8 @@ pub(crate) mod atomic;
 pub(crate) mod follow;
 #[path = "../ring/src/header.rs"]
 pub(crate) mod header;
+#[path = "../ring/src/layout.rs"]
+pub(crate) mod layout;
 #[path = "../ring/src/ordered.rs"]
 mod ordered;
 #[path = "../ring/src/pattern.rs"]

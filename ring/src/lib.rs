@@ -16,6 +16,7 @@
 //! | module | what lives there |
 //! |---|---|
 //! | [`abi`] | layout of the shared memory: structs, offsets, flags, limits |
+//! | [`layout`] | where the parts of that memory lie: laid out, and checked |
 //! | [`atomic`] | the atomics and fences that the other modules use |
 //! | [`view`] | borrowed views of the shared memory |
 //! | [`header`] | RTP header parsing and building; telling RTCP, STUN and DTLS apart |
@@ -46,6 +47,7 @@ pub mod abi;
 pub mod atomic;
 pub mod follow;
 pub mod header;
+pub mod layout;
 mod ordered;
 pub mod pace;
 pub mod pattern;

@@ -6,11 +6,12 @@
 #![no_std]
 
 use rtp_mgr_ring::abi::{
-    Descriptor, LegFigures, ReaderStatus, SourceFigures, StreamCounters, DESC_WORDS,
+    Descriptor, Header, LegFigures, ReaderStatus, SourceFigures, StreamCounters, DESC_WORDS,
 };
 use rtp_mgr_ring::atomic::Word;
 use rtp_mgr_ring::follow::Held;
 use rtp_mgr_ring::header::{self, Kind};
+use rtp_mgr_ring::layout::{self, Layout, Part, Refused, Shape};
 use rtp_mgr_ring::pace::{Due, Pacer, Rate};
 use rtp_mgr_ring::producer::{Mode, Readers};
 use rtp_mgr_ring::reader::{Available, Cursor};
@@ -135,6 +136,25 @@ pub fn read(
     cursor.advance(cursor.ready(view).min(copied as u64));
     cursor.release(control);
     (available, descriptor, intact && cursor.prepare_wait(view, control, 3))
+}
+
+/// Lays a region out.
+#[inline(never)]
+pub fn lay_out(shape: &Shape) -> (Header, u64) {
+    let header = shape.header();
+    let controls = layout::control_pages(&header) as u64;
+    (header, layout::memory_len(&header).wrapping_add(controls))
+}
+
+/// Checks a header, and finds the parts that it describes.
+#[inline(never)]
+pub fn find_parts(header: &Header, len: u64, at: usize) -> Result<[Option<Part>; 6], Refused> {
+    let layout = Layout::check(header, len)?;
+    let room = layout.figures_len().wrapping_add(layout.slot_count());
+    let word = Part { offset: layout.status_word(at), len: room };
+    let slots = layout.holds(at as u32, layout.header().slot_stride).then(|| layout.slots());
+    let block = layout.reader_status(at).or(Some(layout.counters()));
+    Ok([layout.leg(at), layout.source(at), block, slots, Some(layout.descriptors()), Some(word)])
 }
 
 /// Blocks of figures.

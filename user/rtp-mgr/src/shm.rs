@@ -35,7 +35,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::device::Device;
 use crate::error::Error;
-use crate::layout::{Layout, Part, Shape};
+use crate::layout::{self, Layout, Part, Shape};
 use crate::net::SlotMemory;
 use crate::stats::State;
 
@@ -218,7 +218,7 @@ impl Region {
             .map_err(|_| failed(io::ErrorKind::OutOfMemory.into()))?;
         let mapping = Mapping::of_file(&file, len, true).map_err(failed)?;
         rustix::fs::fcntl_add_seals(&file, RING_SEALS).map_err(|error| failed(error.into()))?;
-        let layout = Layout::check(&header, header.total_len)
+        let layout = layout::check(&header, header.total_len)
             .map_err(|reason| Error::Layout { name: "(new)".into(), reason })?;
         let region = Self { file: Some(file), mapping, layout };
         let words = region.words(Part { offset: 0, len: size_of::<Header>() });
@@ -247,7 +247,7 @@ impl Region {
         if size < PAGE as u64 {
             return Err(format!("its memory has {size} bytes: the owner's program is damaged"));
         }
-        let layout = Layout::check(&read_header(&file).map_err(failed)?, size)?;
+        let layout = layout::check(&read_header(&file).map_err(failed)?, size)?;
         let len = if all { layout.header().total_len as usize } else { layout.figures_len() };
         let mapping = Mapping::of_file(&file, len, false).map_err(failed)?;
         Ok(Self { file: Some(file), mapping, layout })
@@ -260,7 +260,7 @@ impl Region {
     pub(crate) fn of_device(device: &Device, purpose: Use) -> Result<Self, String> {
         let failed = |error: io::Error| format!("its memory cannot be mapped: {error}");
         let header = read_header(device).map_err(failed)?;
-        let layout = Layout::check(&header, header.total_len)?;
+        let layout = layout::check(&header, header.total_len)?;
         let usable = match purpose {
             Use::Writer => ProtFlags::READ | ProtFlags::WRITE,
             _ => ProtFlags::READ,
@@ -538,11 +538,12 @@ impl Room {
 mod tests {
     use super::*;
     use crate::stats::Direction;
-    use rtp_mgr_ring::abi::{Descriptor, READERS_MAX, StreamCounters};
+    use rtp_mgr_ring::abi::{Descriptor, ENGINE_USER, READERS_MAX, StreamCounters};
 
     fn shape(direction: Direction) -> Shape {
         Shape {
-            direction,
+            direction: direction.abi(),
+            engine: ENGINE_USER,
             features: 0,
             slot_count: 16,
             slot_total: 24,

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rtp_mgr_ring::abi::{
-    DIRECTION_TRANSMIT, ENGINE_KERNEL, LegFigures, READERS_MAX, ReaderStatus, SourceFigures,
-    StreamCounters, feature, status,
+    DIRECTION_RECEIVE, DIRECTION_TRANSMIT, ENGINE_KERNEL, LegFigures, READERS_MAX, ReaderStatus,
+    SourceFigures, StreamCounters, feature, status,
 };
 use rtp_mgr_ring::view::Block;
 
@@ -54,6 +54,14 @@ impl Direction {
         match direction {
             DIRECTION_TRANSMIT => Self::Transmit,
             _ => Self::Receive,
+        }
+    }
+
+    /// The number that stands for it in the ABI.
+    pub(crate) const fn abi(self) -> u32 {
+        match self {
+            Self::Receive => DIRECTION_RECEIVE,
+            Self::Transmit => DIRECTION_TRANSMIT,
         }
     }
 }

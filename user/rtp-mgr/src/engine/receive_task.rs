@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rtp_mgr_ring::abi::{LEGS_MAX, feature, status};
+use rtp_mgr_ring::abi::{ENGINE_USER, LEGS_MAX, feature, status};
 use rtp_mgr_ring::producer::Mode;
 use rtp_mgr_ring::receive::{Config, Filter};
 use rtp_mgr_ring::source::static_clock_rate;
@@ -486,7 +486,8 @@ fn shape(config: &ReceiveConfig, legs: &[LegSockets], slot_count: usize) -> Shap
         features |= feature::SIMULATED;
     }
     Shape {
-        direction: Direction::Receive,
+        direction: Direction::Receive.abi(),
+        engine: ENGINE_USER,
         features,
         slot_count: slot_count as u32,
         slot_total: slots_needed(slot_count) as u32,

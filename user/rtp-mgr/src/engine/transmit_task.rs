@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rtp_mgr_ring::abi::LEGS_MAX;
+use rtp_mgr_ring::abi::{ENGINE_USER, LEGS_MAX};
 use rtp_mgr_ring::pace::{Pacer, Rate};
 use rustix::event::epoll::EventFlags;
 
@@ -322,7 +322,8 @@ fn open_rtcp(
 fn shape(config: &TransmitConfig) -> Shape {
     let slot_count = 1 << config.ring_order;
     Shape {
-        direction: Direction::Transmit,
+        direction: Direction::Transmit.abi(),
+        engine: ENGINE_USER,
         features: 0,
         slot_count,
         slot_total: slot_count,
