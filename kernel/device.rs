@@ -165,7 +165,7 @@ unsafe extern "C" fn mmap(file: *mut bindings::file, vma: *mut bindings::vm_area
         Some(offset) => offset,
         None => return EINVAL.to_errno(),
     };
-    errno(role.stream().memory().map(area, offset, role.reader()))
+    errno(role.stream().memory().map(area, offset, role.viewer()))
 }
 
 /// # Safety

@@ -65,6 +65,8 @@ pub(crate) struct Engine {
     source: KBox<dyn Source>,
     running: bool,
     stopped: bool,
+    /// When the timer is due, if it is started.
+    alarm_ns: Option<u64>,
     /// Bit per reader.
     readers: u32,
     patience: [Patience; READERS_MAX],
@@ -207,6 +209,7 @@ impl Engine {
             source,
             running: false,
             stopped: false,
+            alarm_ns: None,
             readers: 0,
             patience: [Patience { due_ns: None, over: false }; READERS_MAX],
             max_latency_ns: 0,
@@ -225,11 +228,31 @@ impl Engine {
         due_ns
     }
 
-    /// Publishes what there is, and nothing more.
+    /// Takes nothing more, and starts no timer.
+    pub(crate) fn halt(&mut self) {
+        self.running = false;
+    }
+
+    /// When the timer is to be started for what is due at `due_ns`: not, if it comes before that anyway.
+    pub(crate) fn alarm(&mut self, due_ns: Option<u64>) -> Option<u64> {
+        let due_ns = due_ns.filter(|_| self.running)?;
+        if self.alarm_ns.is_some_and(|alarm_ns| alarm_ns <= due_ns) {
+            return None;
+        }
+        self.alarm_ns = Some(due_ns);
+        self.alarm_ns
+    }
+
+    /// The timer's handler runs: whatever is due is looked for after this.
+    pub(crate) fn alarm_over(&mut self) {
+        self.alarm_ns = None;
+    }
+
+    /// Publishes what there is, and nothing more. Comes after [`halt`](Self::halt).
     pub(crate) fn stop(&mut self, memory: &Memory, waits: &[WaitQueue; READERS_MAX]) {
         let now_ns = monotonic_ns();
-        self.running = false;
         self.stopped = true;
+        self.alarm_ns = None;
         self.core.finish(&memory.ring());
         self.core.flush(&memory.ring(), now_ns);
         memory.live(status::STATE).store(abi::STATE_STOPPED);
@@ -504,9 +527,9 @@ impl Engine {
 }
 
 /// What a simulated stream takes: everything.
-pub(crate) fn config(slot_stride: u32, stall_ns: u64) -> receive::Config {
+pub(crate) fn config(slot_stride: u32, start: u64, stall_ns: u64) -> receive::Config {
     receive::Config {
-        start: 0,
+        start,
         slot_stride,
         order: None,
         legs: 1,

@@ -8,6 +8,7 @@
 //! | [`device`] | file operations: what the kernel calls, made safe |
 //! | [`control`] | ioctl: copying arguments in and out, which call does what |
 //! | [`stream`] | a stream: state, ownership, readers; lock order and contexts |
+//! | [`receive`] | a receive stream: engine under its lock, timer |
 //! | [`engine`] | what runs under a stream's lock: intake, publishing, waking |
 //! | [`registry`] | all streams: numbers, memory per user |
 //! | [`memory`] | the shared pages, and mapping them |
@@ -24,6 +25,7 @@ mod device;
 mod engine;
 mod memory;
 mod primitives;
+mod receive;
 mod registry;
 mod ring;
 mod source;

@@ -113,6 +113,14 @@ pub(crate) struct Memory {
     controls: Pages,
 }
 
+/// Whose file maps. A reader has its own control page and sees its own status page; the owner, and
+/// whoever reads nothing, sees those of all readers.
+#[derive(Clone, Copy)]
+pub(crate) struct Viewer {
+    pub(crate) reader: Option<usize>,
+    pub(crate) owner: bool,
+}
+
 /// A part of the region, as one file may map it.
 struct Part {
     offset: u64,
@@ -121,11 +129,14 @@ struct Part {
 }
 
 impl Memory {
-    pub(crate) fn new(header: Header) -> Result<Self> {
+    /// The memory of a stream whose first position is `start`.
+    pub(crate) fn new(header: Header, start: u64) -> Result<Self> {
         let count = usize::try_from(header.total_len)? / PAGE;
         let controls = Pages::new(layout::control_pages(&header))?;
         let memory = Self { header, region: Pages::new(count)?, controls };
         memory.write_header();
+        memory.live(status::CLAIM).store(start);
+        memory.live(status::HEAD).store(start);
         Ok(memory)
     }
 
@@ -242,10 +253,10 @@ impl Memory {
         }
     }
 
-    /// The part that a mapping of `len` bytes at `offset` is in, for the file of `reader`.
-    fn part(&self, offset: u64, len: u64, reader: Option<usize>) -> Result<Part> {
+    /// The part that a mapping of `len` bytes at `offset` is in, as `viewer` may map it.
+    fn part(&self, offset: u64, len: u64, viewer: Viewer) -> Result<Part> {
         let header = &self.header;
-        let own = reader.map(|reader| {
+        let own = viewer.reader.map(|reader| {
             let page = PAGE as u64;
             (reader as u64).saturating_mul(page).saturating_add(header.reader_status_offset)
         });
@@ -254,10 +265,10 @@ impl Memory {
             (
                 header.reader_status_offset,
                 u64::from(header.reader_status_count).saturating_mul(PAGE as u64),
-                own.is_some_and(|own| own == offset && len == PAGE as u64),
+                viewer.owner || own.is_none_or(|own| own == offset && len == PAGE as u64),
                 false,
             ),
-            (header.control_offset, header.control_len, reader.is_some(), true),
+            (header.control_offset, header.control_len, viewer.reader.is_some(), true),
             (header.desc_offset, header.desc_len, true, false),
             (header.slots_offset, header.slots_len, true, false),
         ];
@@ -270,13 +281,13 @@ impl Memory {
         Err(EINVAL)
     }
 
-    /// Maps `area`, which begins at `offset` of the file of `reader`.
-    pub(crate) fn map(&self, area: &VmaNew, offset: u64, reader: Option<usize>) -> Result {
+    /// Maps `area`, which begins at `offset` of the file of `viewer`.
+    pub(crate) fn map(&self, area: &VmaNew, offset: u64, viewer: Viewer) -> Result {
         if area.flags() & flags::MAYSHARE == 0 {
             return Err(EINVAL);
         }
         let len = area.end().saturating_sub(area.start());
-        let part = self.part(offset, len as u64, reader)?;
+        let part = self.part(offset, len as u64, viewer)?;
         if area.executable() || (area.writable() && !part.writable) {
             return Err(EPERM);
         }
@@ -287,7 +298,7 @@ impl Memory {
         area.set_dontcopy();
         area.set_dontexpand();
         area.set_dontdump();
-        let (pages, first) = match reader {
+        let (pages, first) = match viewer.reader {
             Some(reader) if part.offset == self.header.control_offset => (&self.controls, reader),
             _ => (&self.region, (part.offset / PAGE as u64) as usize),
         };

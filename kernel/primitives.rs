@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 
 //! Kernel primitives that the kernel's Rust API lacks or has in an unsuitable form: a lock that keeps
-//! bottom halves off, a wait queue that costs nothing to drop, a timer whose handler says when it is due
-//! again, and clocks as numbers.
+//! bottom halves off, a wait queue that costs nothing to drop, a timer that its handler and other
+//! softirqs may start again, and clocks as numbers.
 
 use core::cell::UnsafeCell;
 use core::marker::PhantomPinned;
@@ -140,11 +140,18 @@ impl WaitQueue {
 }
 
 /// What a timer belongs to.
-pub(crate) trait TimerOwner {
-    /// The timer in it.
-    fn timer(&self) -> &Timer;
-    /// Called in softirq when the timer is due. Returns when it is due again.
-    fn expired(&self) -> Option<u64>;
+///
+/// # Safety
+///
+/// `OFFSET` is where in every `Self` the timer stands that [`Timer::new`] made for it. A `Self` whose
+/// timer was started is pinned, and is not dropped before [`Timer::cancel`] has returned after the last
+/// start.
+pub(crate) unsafe trait TimerOwner {
+    /// Bytes from the start of `Self` to its timer.
+    const OFFSET: usize;
+
+    /// Called in softirq when the timer is due. It may start the timer again.
+    fn expired(&self);
 }
 
 /// A soft timer on CLOCK_MONOTONIC. Its handler runs in softirq, never on two CPUs at once.
@@ -154,26 +161,18 @@ pub(crate) struct Timer {
     // First: the handler finds `self` by the address of it.
     #[pin]
     timer: Opaque<bindings::hrtimer>,
-    owner: UnsafeCell<*const c_void>,
-    run: unsafe fn(*const c_void) -> Option<u64>,
-    /// When it is due. Written before the timer starts and by its handler.
-    due_ns: UnsafeCell<u64>,
+    run: unsafe fn(*const Timer),
 }
 
-// SAFETY: Fields in cells are written only while the timer is not started, or by its handler, which
-// does not run twice at once.
+// SAFETY: The kernel's timer has a lock of its own.
 unsafe impl Sync for Timer {}
 // SAFETY: As above; it belongs to no thread.
 unsafe impl Send for Timer {}
 
 #[cfg(kernel_before_7_3)]
 const NO_RESTART: bindings::hrtimer_restart = bindings::hrtimer_restart_HRTIMER_NORESTART;
-#[cfg(kernel_before_7_3)]
-const RESTART: bindings::hrtimer_restart = bindings::hrtimer_restart_HRTIMER_RESTART;
 #[cfg(not(kernel_before_7_3))]
 const NO_RESTART: bindings::hrtimer_restart = bindings::hrtimer_restart::HRTIMER_NORESTART;
-#[cfg(not(kernel_before_7_3))]
-const RESTART: bindings::hrtimer_restart = bindings::hrtimer_restart::HRTIMER_RESTART;
 
 impl Timer {
     /// A timer, not started, of an owner of type `T`.
@@ -188,37 +187,27 @@ impl Timer {
                     bindings::hrtimer_mode_HRTIMER_MODE_ABS_SOFT,
                 )
             }),
-            owner: UnsafeCell::new(core::ptr::null()),
             run: Self::run::<T>,
-            due_ns: UnsafeCell::new(0),
         })
     }
 
     /// # Safety
     ///
-    /// `owner` points to a `T` that lives.
-    unsafe fn run<T: TimerOwner>(owner: *const c_void) -> Option<u64> {
-        // SAFETY: As this function's own requirement.
-        unsafe { &*owner.cast::<T>() }.expired()
+    /// `timer` is that of a `T`.
+    unsafe fn run<T: TimerOwner>(timer: *const Self) {
+        // SAFETY: The timer is that of a `T`, and stands there, as `T` promises.
+        let owner = unsafe { &*timer.byte_sub(T::OFFSET).cast::<T>() };
+        owner.expired();
     }
 
-    /// Starts the timer of `owner`, due at `due_ns` of CLOCK_MONOTONIC.
-    ///
-    /// # Safety
-    ///
-    /// The timer is not started. `owner` lives, and does not move, until [`cancel`](Self::cancel) has
-    /// returned. No two contexts call this or `cancel` at once.
-    pub(crate) unsafe fn start<T: TimerOwner>(owner: &T, due_ns: u64) {
-        let timer = owner.timer();
-        // SAFETY: The timer is not started, so its handler does not run, and nobody else starts it.
-        unsafe {
-            *timer.owner.get() = core::ptr::from_ref(owner).cast();
-            *timer.due_ns.get() = due_ns;
-        }
-        // SAFETY: The timer was set up with `self`.
+    /// Starts the timer, due at `due_ns` of CLOCK_MONOTONIC, or moves it there. Any context that may
+    /// take a soft timer's locks, the handler among them.
+    pub(crate) fn start(&self, due_ns: u64) {
+        // SAFETY: The timer was set up with `self`, whose owner promised to live until it is cancelled.
+        // The kernel lets a timer be started while its handler runs.
         unsafe {
             bindings::hrtimer_start_range_ns(
-                timer.timer.get(),
+                self.timer.get(),
                 due_ns as bindings::ktime_t,
                 0,
                 bindings::hrtimer_mode_HRTIMER_MODE_ABS_SOFT,
@@ -237,24 +226,11 @@ impl Timer {
     ///
     /// Called by the kernel when a timer that [`new`](Self::new) set up is due.
     unsafe extern "C" fn handler(timer: *mut bindings::hrtimer) -> bindings::hrtimer_restart {
-        // SAFETY: The kernel calls this with the timer that was set up: the first field of a `Timer`.
-        let this = unsafe { &*timer.cast::<Self>() };
-        // SAFETY: Written before the start; the handler's own from then on.
-        let (owner, due_ns) = unsafe { (*this.owner.get(), *this.due_ns.get()) };
-        // SAFETY: Whoever started the timer promised that the owner lives; `run` is of its type.
-        let Some(next_ns) = (unsafe { (this.run)(owner) }) else { return NO_RESTART };
-        let step_ns = next_ns.saturating_sub(due_ns).max(1);
-        // SAFETY: From its handler a timer may be forwarded. From its expiry on by one step: that makes
-        // `next_ns` the new expiry.
-        unsafe {
-            bindings::hrtimer_forward(
-                timer,
-                due_ns as bindings::ktime_t,
-                step_ns as bindings::ktime_t,
-            );
-            *this.due_ns.get() = due_ns.saturating_add(step_ns);
-        }
-        RESTART
+        let this = timer.cast_const().cast::<Self>();
+        // SAFETY: The kernel calls this with the timer that was set up, the first field of a `Timer`, and
+        // `run` is of the type that it was made for.
+        unsafe { ((*this).run)(this) };
+        NO_RESTART
     }
 }
 

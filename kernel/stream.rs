@@ -14,9 +14,9 @@
 //! | lock | kind | protects |
 //! |---|---|---|
 //! | registry | mutex | the list of streams |
-//! | [`Stream::control`] | mutex | state, number of files, the timer being started or not |
-//! | [`Stream::engine`] | spin lock, bottom halves off | ring, counters, readers, source |
-//! | a wait queue's own | spin lock, interrupts off | who sleeps |
+//! | [`Stream::control`] | mutex | state, number of files; starting, stopping, legs |
+//! | the engine's, in [`Receive`] | spin lock, bottom halves off | ring, counters, readers, source, when the timer is due |
+//! | a wait queue's own, a timer's own | spin lock, interrupts off | who sleeps; what is due |
 //!
 //! # Contexts
 //!
@@ -27,7 +27,17 @@
 //! | mmap | process, mmap lock held | none |
 //! | timer | softirq | engine |
 //!
-//! The timer is cancelled with the control lock held and the engine lock not.
+//! # The timer
+//!
+//! It is started with the engine's lock held and only while the engine runs, by whoever has found that
+//! something is due before it: a call, a packet, its own handler. Its handler takes the lock, forgets
+//! when the timer was due, does all that is due and starts it for what comes next. So after each hold of
+//! the lock the timer is due no later than anything that waits for it, or its handler is about to take
+//! the lock. A start that came while the handler waited for the lock is moved or, at worst, runs it once
+//! more than needed.
+//!
+//! To stop, the engine is halted under its lock, after which nobody starts the timer; then the timer is
+//! cancelled with the control lock held and the engine's not, which waits for the handler.
 
 use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
 use kernel::prelude::*;
@@ -36,10 +46,11 @@ use kernel::task::Kuid;
 use kernel::{bindings, current};
 
 use crate::engine::{self, Engine};
-use crate::memory::{self, Memory, Shape};
-use crate::primitives::{monotonic_ns, BhLock, Timer, TimerOwner, WaitQueue};
+use crate::memory::{self, Memory, Shape, Viewer};
+use crate::primitives::{monotonic_ns, WaitQueue};
+use crate::receive::Receive;
 use crate::registry::{self, Reservation};
-use crate::ring::abi::{self, feature, ioctl, READERS_MAX};
+use crate::ring::abi::{self, feature, ioctl, StreamCounters, READERS_MAX};
 use crate::ring::producer::Mode;
 use crate::source::simulated::{self, Content, Simulated};
 use crate::source::{Source, INTERVALS_NS};
@@ -65,18 +76,27 @@ struct Control {
     stall_ns: u64,
 }
 
+/// What the engine of a stream and the calls on its files both use.
+#[pin_data]
+pub(crate) struct Shared {
+    pub(crate) memory: Memory,
+    #[pin]
+    pub(crate) waits: [WaitQueue; READERS_MAX],
+}
+
+/// Who runs a stream's ring. All but [`ready`](Kind::ready) is called with the control lock held.
+enum Kind {
+    /// Packets come in.
+    Receive(Arc<Receive>),
+}
+
 /// A stream.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Stream {
-    memory: Memory,
     #[pin]
     control: Mutex<Control>,
-    #[pin]
-    engine: BhLock<Engine>,
-    #[pin]
-    timer: Timer,
-    #[pin]
-    waits: [WaitQueue; READERS_MAX],
+    kind: Kind,
+    shared: Arc<Shared>,
     // Last: the memory is given back before the right to it.
     reservation: Reservation,
 }
@@ -183,8 +203,17 @@ impl Role {
         shape.owner_pid = current!().tgid() as u32;
         shape.owner_uid = owner.into_uid_in_current_ns();
         let header = shape.header();
-        let memory = Memory::new(header)?;
-        let engine = Engine::new(&header, engine::config(header.slot_stride, STALL_NS), source)?;
+        let memory = Memory::new(header, request.start)?;
+        let shared = Arc::pin_init(
+            pin_init!(Shared {
+                memory,
+                waits <- pin_init::pin_init_array_from_fn(|_| WaitQueue::new()),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        let config = engine::config(header.slot_stride, request.start, STALL_NS);
+        let engine = Engine::new(&header, config, source)?;
+        let kind = Kind::Receive(Receive::new(engine, shared.clone())?);
         let control = Control {
             state: abi::STATE_CONFIGURED,
             files: 1,
@@ -193,18 +222,16 @@ impl Role {
         };
         let stream = Arc::pin_init(
             pin_init!(Stream {
-                memory,
                 control <- new_mutex!(control, "rtp_mgr control"),
-                engine <- BhLock::new(engine),
-                timer <- Timer::new::<Stream>(),
-                waits <- pin_init::pin_init_array_from_fn(|_| WaitQueue::new()),
+                kind,
+                shared,
                 reservation,
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
-        stream.memory.live(abi::status::STATE).store(abi::STATE_CONFIGURED);
+        stream.memory().live(abi::status::STATE).store(abi::STATE_CONFIGURED);
         let reader = match mode {
-            Some(mode) => Some(stream.engine.lock().add_reader(&stream.memory, mode, false)?.0),
+            Some(mode) => Some(stream.kind.add_reader(mode, false)?.0),
             None => None,
         };
         registry::publish(&stream);
@@ -214,25 +241,31 @@ impl Role {
         Ok(Self { stream, reader, owner: true })
     }
 
-    /// Another reader of `stream`.
+    /// Another file of `stream`: a reader, or one that looks at figures.
     pub(crate) fn attach(stream: Arc<Stream>, request: &mut ioctl::Attach) -> Result<Self> {
-        let mode = reader_mode(request.reader)?.ok_or(EINVAL)?;
+        let mode = reader_mode(request.reader)?;
         let (reader, start) = {
             let mut control = stream.control.lock();
             if control.files == 0 {
                 return Err(ENOENT);
             }
-            if mode == Mode::Reliable && !control.allow_reliable {
+            if mode == Some(Mode::Reliable) && !control.allow_reliable {
                 return Err(EPERM);
             }
-            let added = stream.engine.lock().add_reader(&stream.memory, mode, true)?;
+            let (reader, start) = match mode {
+                Some(mode) => {
+                    let (reader, start) = stream.kind.add_reader(mode, true)?;
+                    (Some(reader), start)
+                }
+                None => (None, stream.memory().live(abi::status::HEAD).load()),
+            };
             control.files = control.files.saturating_add(1);
-            added
+            (reader, start)
         };
         request.start = start;
-        request.total_len = stream.memory.header().total_len;
-        request.reader_index = reader as u32;
-        Ok(Self { stream, reader: Some(reader), owner: false })
+        request.total_len = stream.memory().header().total_len;
+        request.reader_index = reader.map_or(ioctl::NO_READER, |reader| reader as u32);
+        Ok(Self { stream, reader, owner: false })
     }
 
     /// The stream.
@@ -243,6 +276,11 @@ impl Role {
     /// The reader that this file is.
     pub(crate) fn reader(&self) -> Option<usize> {
         self.reader
+    }
+
+    /// What it may see of the stream's memory.
+    pub(crate) fn viewer(&self) -> Viewer {
+        Viewer { reader: self.reader, owner: self.owner }
     }
 
     /// Fails for a file that only reads.
@@ -259,19 +297,89 @@ impl Drop for Role {
     /// The file is closed, in process context.
     fn drop(&mut self) {
         let stream = &self.stream;
-        if let Some(reader) = self.reader {
-            stream.engine.lock().remove_reader(&stream.memory, reader);
-        }
         let last = {
             let mut control = stream.control.lock();
+            if let Some(reader) = self.reader {
+                stream.kind.remove_reader(reader);
+            }
             control.files = control.files.saturating_sub(1);
             if control.files == 0 {
-                stream.timer.cancel();
+                stream.kind.end();
             }
             control.files == 0
         };
         if last {
             drop(registry::withdraw(stream.id()));
+        }
+    }
+}
+
+impl Kind {
+    fn add_reader(&self, mode: Mode, demotable: bool) -> Result<(usize, u64)> {
+        match self {
+            Self::Receive(receive) => receive.add_reader(mode, demotable),
+        }
+    }
+
+    fn remove_reader(&self, reader: usize) {
+        match self {
+            Self::Receive(receive) => receive.remove_reader(reader),
+        }
+    }
+
+    fn start(&self) -> Result {
+        match self {
+            Self::Receive(receive) => receive.start(),
+        }
+    }
+
+    fn stop(&self) {
+        match self {
+            Self::Receive(receive) => receive.stop(),
+        }
+    }
+
+    /// Nobody has the stream any more: as [`stop`](Self::stop), whatever its state, and for good.
+    fn end(&self) {
+        match self {
+            Self::Receive(receive) => receive.end(),
+        }
+    }
+
+    fn counters(&self) -> StreamCounters {
+        match self {
+            Self::Receive(receive) => receive.counters(),
+        }
+    }
+
+    fn reset_counters(&self) -> Result {
+        match self {
+            Self::Receive(receive) => receive.reset_counters(),
+        }
+    }
+
+    fn set_stall_ns(&self, stall_ns: u64) {
+        match self {
+            Self::Receive(receive) => receive.set_stall_ns(stall_ns),
+        }
+    }
+
+    fn set(&self, key: u32, value: u64) -> Result {
+        match self {
+            Self::Receive(receive) => receive.set(key, value),
+        }
+    }
+
+    fn get(&self, key: u32) -> Result<u64> {
+        match self {
+            Self::Receive(receive) => receive.get(key),
+        }
+    }
+
+    /// What poll says to `reader`. Called without the control lock.
+    fn ready(&self, reader: usize) -> u32 {
+        match self {
+            Self::Receive(receive) => receive.ready(reader),
         }
     }
 }
@@ -284,14 +392,7 @@ impl Stream {
 
     /// What it shares.
     pub(crate) fn memory(&self) -> &Memory {
-        &self.memory
-    }
-
-    /// Starts the timer, with the control lock held and the timer not started.
-    fn arm(&self, due_ns: u64) {
-        // SAFETY: Callers hold the control lock and have cancelled the timer or never started it.
-        // A stream is pinned, and cancels its timer before it is dropped.
-        unsafe { Timer::start(self, due_ns) };
+        &self.shared.memory
     }
 
     /// Runs the stream. A stopped one resumes.
@@ -300,11 +401,8 @@ impl Stream {
         if control.state == abi::STATE_RUNNING {
             return Err(EBUSY);
         }
+        self.kind.start()?;
         control.state = abi::STATE_RUNNING;
-        let due_ns = self.engine.lock().start(&self.memory);
-        if let Some(due_ns) = due_ns {
-            self.arm(due_ns);
-        }
         Ok(())
     }
 
@@ -315,20 +413,20 @@ impl Stream {
             return Err(EBUSY);
         }
         control.state = abi::STATE_STOPPED;
-        self.timer.cancel();
-        self.engine.lock().stop(&self.memory, &self.waits);
+        self.kind.stop();
         Ok(())
     }
 
     /// State and counters.
-    pub(crate) fn stats(&self) -> (u64, abi::StreamCounters) {
+    pub(crate) fn stats(&self) -> (u64, StreamCounters) {
         let control = self.control.lock();
-        (control.state, self.engine.lock().counters(&self.memory))
+        (control.state, self.kind.counters())
     }
 
     /// Counters back to zero.
     pub(crate) fn reset_stats(&self) -> Result {
-        self.engine.lock().reset_counters(&self.memory)
+        let _control = self.control.lock();
+        self.kind.reset_counters()
     }
 
     /// Changes a setting; what that makes due earlier happens earlier.
@@ -338,20 +436,10 @@ impl Stream {
             (ioctl::SETTING_ALLOW_RELIABLE, 0 | 1) => control.allow_reliable = value == 1,
             (ioctl::SETTING_STALL_NS, 1_000_000..) => {
                 control.stall_ns = value;
-                self.engine.lock().set_stall_ns(value);
+                self.kind.set_stall_ns(value);
             }
             (ioctl::SETTING_ALLOW_RELIABLE | ioctl::SETTING_STALL_NS, _) => return Err(EINVAL),
-            _ => {
-                let running = control.state == abi::STATE_RUNNING;
-                if running {
-                    self.timer.cancel();
-                }
-                let result = self.engine.lock().set(key, value);
-                if running {
-                    self.arm(monotonic_ns());
-                }
-                return result;
-            }
+            _ => return self.kind.set(key, value),
         }
         Ok(())
     }
@@ -362,13 +450,13 @@ impl Stream {
         match key {
             ioctl::SETTING_ALLOW_RELIABLE => Ok(u64::from(control.allow_reliable)),
             ioctl::SETTING_STALL_NS => Ok(control.stall_ns),
-            _ => self.engine.lock().get(key),
+            _ => self.kind.get(key),
         }
     }
 
     /// What LIST says of it.
     pub(crate) fn entry(&self) -> ioctl::ListEntry {
-        let header = self.memory.header();
+        let header = self.memory().header();
         let (state, counters) = self.stats();
         ioctl::ListEntry {
             id: header.stream_id,
@@ -397,28 +485,18 @@ impl Stream {
         file: *mut bindings::file,
         table: *mut bindings::poll_table_struct,
     ) -> u32 {
-        if let Some(wait) = self.waits.get(reader) {
+        if let Some(wait) = self.shared.waits.get(reader) {
             // SAFETY: As this function's own requirement: the file holds the stream.
             unsafe { wait.register(file, table) };
         }
-        self.engine.lock().ready(&self.memory, reader)
-    }
-}
-
-impl TimerOwner for Stream {
-    fn timer(&self) -> &Timer {
-        &self.timer
-    }
-
-    fn expired(&self) -> Option<u64> {
-        self.engine.lock().service(&self.memory, &self.waits)
+        self.kind.ready(reader)
     }
 }
 
 #[pinned_drop]
 impl PinnedDrop for Stream {
     fn drop(self: Pin<&mut Self>) {
-        // The last file has done so; a stream that never had one never started it.
-        self.timer.cancel();
+        // The last file has done so; a stream that never had one never started.
+        self.kind.end();
     }
 }

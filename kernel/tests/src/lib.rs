@@ -252,7 +252,7 @@ impl Reader {
     pub fn create(request: ioctl::Create) -> io::Result<Self> {
         let device = Device::open()?;
         let answer = device.create(request)?;
-        Self::map(device, answer.reader_index, 0)
+        Self::map(device, answer.reader_index, request.start)
     }
 
     /// A reader of another file's stream.

@@ -97,8 +97,30 @@ fn each_file_has_its_own_control_page_and_reader_status() {
     let status = |index: u32| header.reader_status_offset + u64::from(index) * ONE;
     assert!(owner.map(status(index), ONE, PROT_READ).is_ok());
     assert_eq!(errno(owner.map(status(index), ONE, RW)), libc::EPERM);
-    assert_eq!(errno(owner.map(status(attached.reader_index), ONE, PROT_READ)), libc::EPERM);
-    assert_eq!(errno(owner.map(status(0), 2 * ONE, PROT_READ)), libc::EPERM);
+    assert!(other.map(status(attached.reader_index), ONE, PROT_READ).is_ok());
+    assert_eq!(errno(other.map(status(index), ONE, PROT_READ)), libc::EPERM);
+    assert_eq!(errno(other.map(status(0), 2 * ONE, PROT_READ)), libc::EPERM);
+}
+
+#[test]
+fn the_owner_and_who_only_looks_see_the_status_of_all_readers() {
+    let (owner, header, _) = stream();
+    let reader = Device::open().unwrap();
+    let at = reader.attach(&owner, ioctl::READER_LOSSY).unwrap().reader_index;
+    let looking = Device::open().unwrap();
+    let answer = looking.attach(&owner, ioctl::READER_NONE).unwrap();
+    assert_eq!((answer.reader_index, answer.start), (ioctl::NO_READER, 0));
+    assert_eq!(owner.stats().unwrap().1.readers, 2, "it is no reader");
+    let all = u64::from(header.reader_status_count) * ONE;
+    for device in [&owner, &looking] {
+        assert_eq!(errno(device.map(header.reader_status_offset, all, RW)), libc::EPERM);
+        let pages = device.map(header.reader_status_offset, all, PROT_READ).unwrap();
+        assert_eq!(pages.word(at as usize * PAGE + 8).load(), 1, "an active reader");
+        assert_eq!(errno(pages.protect(RW)), libc::EACCES);
+    }
+    assert!(looking.map(header.status_offset, header.status_len, PROT_READ).is_ok());
+    assert_eq!(errno(looking.map(header.control_offset, ONE, RW)), libc::EPERM);
+    assert_eq!(errno(looking.plain(ioctl::START)), libc::EPERM);
 }
 
 #[test]

@@ -49,6 +49,29 @@ fn bursts_arrive_with_their_pattern_intact_and_in_order() {
 }
 
 #[test]
+fn positions_begin_where_asked_and_wrap() {
+    let start = u64::MAX - 40;
+    let mut reader = Reader::create(ioctl::Create { start, ..quick() }).unwrap();
+    assert_eq!(reader.status.word(abi::status::HEAD).load(), start);
+    let late = Reader::attach(&reader.device, ioctl::READER_LOSSY).unwrap();
+    assert_eq!(late.next(), start);
+    reader.device.plain(ioctl::START).unwrap();
+    let items = reader.collect(200, LIMIT);
+    for (number, item) in items.iter().enumerate() {
+        assert_eq!(pattern::check(&item.bytes), Some(number as u64));
+    }
+    assert!(reader.next() < 1_000, "it has wrapped");
+    reader.device.plain(ioctl::STOP).unwrap();
+    let counters = reader.counters();
+    assert_books(&counters);
+    assert_eq!(
+        counters.published,
+        reader.next().wrapping_sub(start) + reader.take().0.len() as u64
+    );
+    assert_eq!(reader.own_status().violations, 0);
+}
+
+#[test]
 fn rtp_packets_parse_and_carry_the_pattern() {
     let request = ioctl::Create { pattern: ioctl::PATTERN_RTP, ..quick() };
     let mut reader = Reader::create(request).unwrap();
