@@ -141,7 +141,7 @@ pub(crate) fn call(handle: &Handle, command: u32, address: usize) -> Result {
     } else if is(ioctl::START) {
         plain(handle, address, |role| role.require_owner().and_then(|()| role.stream().start()))
     } else if is(ioctl::STOP) {
-        plain(handle, address, |role| role.require_owner().and_then(|()| role.stream().stop()))
+        stop(handle, address)
     } else if is(ioctl::STATS) {
         stats(handle, address)
     } else if is(ioctl::RESET_STATS) {
@@ -175,6 +175,17 @@ fn plain(handle: &Handle, address: usize, act: impl FnOnce(&Role) -> Result) -> 
     act(role(handle)?)
 }
 
+fn stop(handle: &Handle, address: usize) -> Result {
+    let (_, argument) = Place::fetch::<ioctl::Plain>(address)?;
+    // A stream without legs has none to let go.
+    if argument.flags & !ioctl::STOP_LEGS != 0 {
+        return Err(EINVAL);
+    }
+    let role = role(handle)?;
+    role.require_owner()?;
+    role.stream().stop()
+}
+
 fn version(address: usize) -> Result {
     let (place, mut version) = Place::fetch::<ioctl::Version>(address)?;
     version.abi_major = abi::ABI_MAJOR;
@@ -199,26 +210,31 @@ fn create(handle: &Handle, address: usize) -> Result {
 
 fn attach(handle: &Handle, address: usize) -> Result {
     let (place, mut request) = Place::fetch::<ioctl::Attach>(address)?;
-    if request.flags != 0 || request.reserved != 0 {
+    if request.flags & !ioctl::ATTACH_OWN != 0 || request.reserved != 0 {
         return Err(EINVAL);
     }
+    let own = request.flags & ioctl::ATTACH_OWN != 0;
     handle.configure(|| {
-        let stream = wanted_stream(&request)?;
-        let role = Role::attach(stream, &mut request)?;
+        let stream = wanted_stream(&request, own)?;
+        let role = Role::attach(stream, own, &mut request)?;
         place.answer(&mut request)?;
         Ok(role)
     })
 }
 
-fn wanted_stream(request: &ioctl::Attach) -> Result<Arc<Stream>> {
+fn wanted_stream(request: &ioctl::Attach, own: bool) -> Result<Arc<Stream>> {
     match (u32::try_from(request.fd), request.id) {
         (Ok(fd), 0) => {
             let file = LocalFile::fget(fd)?;
             // The file, and so what it holds, lives until `file` is dropped.
             let handle = Handle::of(&file).ok_or(EINVAL)?;
-            Ok(handle.role().ok_or(EBUSY)?.stream().clone())
+            let role = handle.role().ok_or(EBUSY)?;
+            if own {
+                role.require_owner()?;
+            }
+            Ok(role.stream().clone())
         }
-        (Err(_), id) if request.fd == -1 && id != 0 => {
+        (Err(_), id) if request.fd == -1 && id != 0 && !own => {
             if !is_admin() {
                 return Err(EPERM);
             }

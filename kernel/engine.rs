@@ -71,7 +71,7 @@ pub(crate) struct Engine {
     readers: u32,
     patience: [Patience; READERS_MAX],
     max_latency_ns: u64,
-    /// Bytes of the packet at each position.
+    /// Bytes that the device made of the packet at each position.
     lens: KVVec<u32>,
     /// Every reader has released, or lost, what is before this position.
     consumed_to: u64,
@@ -119,8 +119,8 @@ impl Intake<'_> {
         self.account(slot, len, position, verdict);
     }
 
-    /// The slot holds an RTP packet of `len` bytes.
-    pub(crate) fn rtp(&mut self, slot: Slot, len: u32) {
+    /// The slot holds an RTP packet of `len` bytes, of which the device made `produced`.
+    pub(crate) fn rtp(&mut self, slot: Slot, len: u32, produced: u32) {
         let packet = self.packet(&slot, len);
         let position = self.core.head();
         // SAFETY: As in `bytes`: the slot is this `Slot`'s alone until the verdict.
@@ -129,15 +129,15 @@ impl Intake<'_> {
             Some(bytes) => self.core.packet(&self.memory.ring(), &packet, bytes),
             None => Verdict::Free,
         };
-        self.account(slot, len, position, verdict);
+        self.account(slot, produced, position, verdict);
     }
 
-    /// A packet of `len` bytes was lost before it reached a slot.
-    pub(crate) fn overrun(&mut self, len: u32) {
+    /// `produced` bytes, one packet, were lost before they reached a slot.
+    pub(crate) fn overrun(&mut self, produced: u32) {
         let counters = self.core.counters_mut();
         bump(&mut counters.received, 1);
         bump(&mut counters.dropped_ring_full, 1);
-        bump(&mut counters.bytes_overflowed, u64::from(len));
+        bump(&mut counters.bytes_overflowed, u64::from(produced));
         self.dropped = self.dropped.wrapping_add(1);
     }
 
@@ -159,15 +159,15 @@ impl Intake<'_> {
         }
     }
 
-    fn account(&mut self, slot: Slot, len: u32, position: u64, verdict: Verdict) {
+    fn account(&mut self, slot: Slot, produced: u32, position: u64, verdict: Verdict) {
         if verdict == Verdict::Kept {
-            bump(&mut self.core.counters_mut().bytes_produced, u64::from(len));
+            bump(&mut self.core.counters_mut().bytes_produced, u64::from(produced));
             let mask = self.lens.len().wrapping_sub(1);
             if let Some(place) = self.lens.get_mut(position as usize & mask) {
-                *place = len;
+                *place = produced;
             }
         } else {
-            bump(&mut self.core.counters_mut().bytes_overflowed, u64::from(len));
+            bump(&mut self.core.counters_mut().bytes_overflowed, u64::from(produced));
             self.dropped = self.dropped.wrapping_add(1);
             self.core.give_back(slot.0);
         }

@@ -175,7 +175,7 @@ fn simulated(request: &ioctl::Create, shape: &Shape) -> Result<Simulated> {
         interval_ns => interval_ns,
     };
     if !(simulated::packet_len_min(content)..=longest).contains(&packet_len)
-        || burst > shape.slot_count
+        || !simulated::BURSTS.contains(&burst)
         || !INTERVALS_NS.contains(&interval_ns)
     {
         return Err(EINVAL);
@@ -184,7 +184,7 @@ fn simulated(request: &ioctl::Create, shape: &Shape) -> Result<Simulated> {
         content,
         packet_len,
         burst,
-        burst_max: shape.slot_count,
+        packet_len_max: longest,
         interval_ns,
         ssrc: monotonic_ns() as u32,
     }))
@@ -241,20 +241,25 @@ impl Role {
         Ok(Self { stream, reader, owner: true })
     }
 
-    /// Another file of `stream`: a reader, or one that looks at figures.
-    pub(crate) fn attach(stream: Arc<Stream>, request: &mut ioctl::Attach) -> Result<Self> {
+    /// Another file of `stream`: a reader, or one that looks at figures. The owner's `own` readers may
+    /// be reliable, and for ever.
+    pub(crate) fn attach(
+        stream: Arc<Stream>,
+        own: bool,
+        request: &mut ioctl::Attach,
+    ) -> Result<Self> {
         let mode = reader_mode(request.reader)?;
         let (reader, start) = {
             let mut control = stream.control.lock();
             if control.files == 0 {
                 return Err(ENOENT);
             }
-            if mode == Some(Mode::Reliable) && !control.allow_reliable {
+            if mode == Some(Mode::Reliable) && !own && !control.allow_reliable {
                 return Err(EPERM);
             }
             let (reader, start) = match mode {
                 Some(mode) => {
-                    let (reader, start) = stream.kind.add_reader(mode, true)?;
+                    let (reader, start) = stream.kind.add_reader(mode, !own)?;
                     (Some(reader), start)
                 }
                 None => (None, stream.memory().live(abi::status::HEAD).load()),

@@ -33,13 +33,16 @@ pub(crate) struct Config {
     pub(crate) content: Content,
     /// Bytes of a packet.
     pub(crate) packet_len: u32,
+    /// Bytes of a slot: the longest packet.
+    pub(crate) packet_len_max: u32,
     /// Packets in a burst.
     pub(crate) burst: u32,
-    /// Positions of the ring: the largest burst.
-    pub(crate) burst_max: u32,
     pub(crate) interval_ns: u64,
     pub(crate) ssrc: u32,
 }
+
+/// Packets of a burst that may be asked for.
+pub(crate) const BURSTS: core::ops::RangeInclusive<u32> = 1..=65_536;
 
 /// Shortest packet of a content.
 pub(crate) const fn packet_len_min(content: Content) -> u32 {
@@ -66,11 +69,19 @@ impl Simulated {
         Self { config, byte_budget: 4 << 20, due_ns: 0, left: 0, number: 0 }
     }
 
+    /// Bytes of a packet's pattern.
+    fn pattern_len(&self) -> u32 {
+        match self.config.content {
+            Content::Raw => self.config.packet_len,
+            Content::Rtp => self.config.packet_len.saturating_sub(RTP_HEADER as u32),
+        }
+    }
+
     fn produce(&mut self, intake: &mut Intake<'_>, now_ns: u64) {
         let number = self.number;
         self.number = number.wrapping_add(1);
         let Some(mut slot) = intake.slot() else {
-            intake.overrun(self.config.packet_len);
+            intake.overrun(self.pattern_len());
             return;
         };
         let len = self.config.packet_len as usize;
@@ -96,7 +107,7 @@ impl Simulated {
                 if let Some(payload) = bytes.get_mut(RTP_HEADER..) {
                     pattern::fill(payload, number);
                 }
-                intake.rtp(slot, self.config.packet_len);
+                intake.rtp(slot, self.config.packet_len, self.pattern_len());
             }
         }
     }
@@ -143,15 +154,25 @@ impl Source for Simulated {
                 self.due_ns = next_ns.saturating_add(value);
                 self.config.interval_ns = value;
             }
-            ioctl::SETTING_BURST if (1..=u64::from(self.config.burst_max)).contains(&value) => {
+            ioctl::SETTING_BURST
+                if u32::try_from(value).is_ok_and(|value| BURSTS.contains(&value)) =>
+            {
                 self.config.burst = value as u32;
+            }
+            ioctl::SETTING_PACKET_LEN
+                if (u64::from(packet_len_min(self.config.content))
+                    ..=u64::from(self.config.packet_len_max))
+                    .contains(&value) =>
+            {
+                self.config.packet_len = value as u32;
             }
             ioctl::SETTING_BYTE_BUDGET if (4_096..=16_777_216).contains(&value) => {
                 self.byte_budget = value as u32;
             }
-            ioctl::SETTING_INTERVAL_NS | ioctl::SETTING_BURST | ioctl::SETTING_BYTE_BUDGET => {
-                return Err(EINVAL)
-            }
+            ioctl::SETTING_INTERVAL_NS
+            | ioctl::SETTING_BURST
+            | ioctl::SETTING_BYTE_BUDGET
+            | ioctl::SETTING_PACKET_LEN => return Err(EINVAL),
             _ => return Err(EOPNOTSUPP),
         }
         Ok(())
@@ -162,6 +183,7 @@ impl Source for Simulated {
             ioctl::SETTING_INTERVAL_NS => Ok(self.config.interval_ns),
             ioctl::SETTING_BURST => Ok(u64::from(self.config.burst)),
             ioctl::SETTING_BYTE_BUDGET => Ok(u64::from(self.byte_budget)),
+            ioctl::SETTING_PACKET_LEN => Ok(u64::from(self.config.packet_len)),
             _ => Err(EOPNOTSUPP),
         }
     }

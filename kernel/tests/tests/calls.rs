@@ -116,7 +116,7 @@ fn numbers_out_of_range_are_refused_and_what_is_not_there_yet_says_so() {
         |r| r.pattern = 2,
         |r| r.packet_len = 7,
         |r| r.packet_len = 65,
-        |r| r.burst = 17,
+        |r| r.burst = 65_537,
         |r| r.reader = 3,
         |r| r.interval_ns = 99_999,
         |r| r.interval_ns = 10_000_000_001,

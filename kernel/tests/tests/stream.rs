@@ -88,6 +88,58 @@ fn rtp_packets_parse_and_carry_the_pattern() {
     let counters = reader.device.stats().unwrap().1;
     assert_books(&counters);
     assert_eq!((counters.sources, counters.lost), (1, 0));
+    assert_eq!(counters.bytes_produced, counters.published * 188, "the pattern, not its framing");
+}
+
+#[test]
+fn packets_change_their_length_while_running() {
+    let mut reader = Reader::create(quick()).unwrap();
+    reader.device.plain(ioctl::START).unwrap();
+    reader.collect(32, LIMIT);
+    reader.device.set(ioctl::SETTING_PACKET_LEN, 64).unwrap();
+    assert_eq!(reader.device.get(ioctl::SETTING_PACKET_LEN).unwrap(), 64);
+    let deadline = Instant::now() + LIMIT;
+    while reader.collect(1, LIMIT).iter().all(|item| item.bytes.len() != 64) {
+        assert!(Instant::now() < deadline, "packets stay as long as they were");
+    }
+}
+
+#[test]
+fn a_burst_larger_than_the_ring_overflows_it() {
+    let request = ioctl::Create { ring_order: 4, burst: 64, interval_ns: 1_000_000_000, ..quick() };
+    let mut reader = Reader::create(request).unwrap();
+    reader.device.plain(ioctl::START).unwrap();
+    assert_eq!(reader.collect(16, LIMIT).len(), 16);
+    reader.device.plain(ioctl::STOP).unwrap();
+    let counters = reader.counters();
+    assert_books(&counters);
+    assert_eq!((counters.published, counters.dropped_ring_full), (16, 48));
+    assert_eq!((counters.bytes_produced, counters.bytes_overflowed), (16 * 200, 48 * 200));
+}
+
+#[test]
+fn further_readers_of_the_owner_may_be_reliable_and_are_never_demoted() {
+    let mut owner = Reader::create(ioctl::Create { ring_order: 6, ..quick() }).unwrap();
+    owner.device.set(ioctl::SETTING_STALL_NS, 1_000_000).unwrap();
+    let attach = |to: &Device, reader, flags| {
+        let device = Device::open().unwrap();
+        let mut request = ioctl::Attach { fd: to.fd(), reader, flags, ..Default::default() };
+        device.call(ioctl::ATTACH, &mut request).map(|()| device)
+    };
+    let own = attach(&owner.device, ioctl::READER_RELIABLE, ioctl::ATTACH_OWN).unwrap();
+    let through_a_reader = attach(&own, ioctl::READER_RELIABLE, ioctl::ATTACH_OWN);
+    assert_eq!(errno(through_a_reader), libc::EPERM);
+    assert_eq!(errno(attach(&owner.device, ioctl::READER_LOSSY, 2)), libc::EINVAL);
+    owner.device.plain(ioctl::START).unwrap();
+    // It reads nothing: the ring stays full of what it has not released.
+    let deadline = Instant::now() + LIMIT;
+    while owner.counters().dropped_ring_full < 500 {
+        assert!(Instant::now() < deadline, "the ring never overflows");
+        owner.wait(1, Duration::from_millis(50)).unwrap();
+        owner.take();
+    }
+    let counters = owner.counters();
+    assert_eq!((counters.published, counters.readers_demoted), (64, 0));
 }
 
 #[test]
@@ -244,7 +296,10 @@ fn interval_and_burst_change_while_running() {
         (ioctl::SETTING_INTERVAL_NS, 99_999),
         (ioctl::SETTING_INTERVAL_NS, 10_000_000_001),
         (ioctl::SETTING_BURST, 0),
-        (ioctl::SETTING_BURST, 1_025),
+        (ioctl::SETTING_BURST, 65_537),
+        (ioctl::SETTING_BURST, 1 << 32 | 1),
+        (ioctl::SETTING_PACKET_LEN, 7),
+        (ioctl::SETTING_PACKET_LEN, 2_049),
         (ioctl::SETTING_BYTE_BUDGET, 4_095),
         (ioctl::SETTING_STALL_NS, 999_999),
         (ioctl::SETTING_ALLOW_RELIABLE, 2),
