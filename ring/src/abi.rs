@@ -495,7 +495,8 @@ words! {
 }
 
 words! {
-    /// Figures of one source (address, destination, SSRC, leg) of a receive stream.
+    /// Figures of one source (address, destination, SSRC, leg) of a receive stream. A transmit stream has
+    /// one entry: the sender of its latest RTP, with what sender reports say (RFC 3550 section 6.4.1).
     pub struct SourceFigures {
         /// 0: free. Bits 0 to 15: address family (4 or 6), 16 to 31: source port, 32 to 47:
         /// destination port, 48 to 55: leg, 56 to 63: payload type of the latest packet.

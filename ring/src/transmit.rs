@@ -9,7 +9,7 @@
 
 use core::ops::DerefMut;
 
-use super::abi::{flag, Descriptor, StreamCounters};
+use super::abi::{flag, Descriptor, SourceFigures, StreamCounters};
 use super::atomic::{fence_full, Word};
 use super::view::RingView;
 
@@ -40,6 +40,38 @@ pub struct Job {
     pub rtp_timestamp: u32,
     /// Payload bytes, as the descriptor says; never more than `len`.
     pub payload_len: u32,
+    /// Payload type, as the descriptor says.
+    pub payload_type: u8,
+    /// SSRC, as the descriptor says; `None`: it says that this is no RTP.
+    pub ssrc: Option<u32>,
+}
+
+/// Who sends: the SSRC of the latest packets, and what RTCP sender reports say of it (RFC 3550
+/// section 6.4.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sender {
+    ssrc: Option<u32>,
+    packets: u64,
+    octets: u64,
+    payload_type: u8,
+    rtp_timestamp: u32,
+    last_ns: u64,
+}
+
+impl Sender {
+    fn count(&mut self, job: &Job, now_ns: u64) {
+        if job.ssrc.is_none() {
+            return;
+        }
+        if job.ssrc != self.ssrc {
+            *self = Self { ssrc: job.ssrc, ..Self::default() };
+        }
+        self.packets = self.packets.wrapping_add(1);
+        self.octets = self.octets.wrapping_add(job.payload_len.into());
+        self.payload_type = job.payload_type;
+        self.rtp_timestamp = job.rtp_timestamp;
+        self.last_ns = now_ns;
+    }
 }
 
 /// A transmit stream. `P` holds a [`Progress`] per position.
@@ -57,6 +89,7 @@ pub struct TransmitCore<P> {
     refused: Option<u64>,
     /// The wake-up position that the writer was last woken for.
     woken_at: Option<u64>,
+    sender: Sender,
     counters: StreamCounters,
 }
 
@@ -76,6 +109,7 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
             tail: start,
             refused: None,
             woken_at: None,
+            sender: Sender::default(),
             counters: StreamCounters::default(),
         }
     }
@@ -157,6 +191,8 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
             launch_ns: descriptor.has(flag::LAUNCH_TIME).then_some(descriptor.time_ns),
             rtp_timestamp: descriptor.rtp_timestamp,
             payload_len: descriptor.payload_len.min(descriptor.len),
+            payload_type: descriptor.payload_type,
+            ssrc: (u32::from(descriptor.payload_offset) >= LEN_MIN).then_some(descriptor.ssrc),
         })
     }
 
@@ -174,6 +210,27 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
             self.counters.sent = self.counters.sent.wrapping_add(1);
             self.counters.sent_bytes = self.counters.sent_bytes.wrapping_add(len.into());
         }
+    }
+
+    /// Counts a packet that has left at `now_ns` of CLOCK_MONOTONIC for the sender reports.
+    pub fn count_sender(&mut self, job: &Job, now_ns: u64) {
+        self.sender.count(job, now_ns);
+    }
+
+    /// The sender of the latest packets, as the first entry of the stream's source table: SSRC, packets,
+    /// payload bytes, latest RTP timestamp and when that packet left. `None`: no RTP has left.
+    pub fn sender(&self) -> Option<SourceFigures> {
+        let sender = &self.sender;
+        sender.ssrc.map(|ssrc| SourceFigures {
+            key: u64::from(sender.payload_type).wrapping_shl(56),
+            ssrc_clock_rate: ssrc.into(),
+            received: sender.packets,
+            unique: sender.packets,
+            bytes: sender.octets,
+            rtp_timestamp: sender.rtp_timestamp.into(),
+            last_ns: sender.last_ns,
+            ..SourceFigures::default()
+        })
     }
 
     /// The packet at `position` is given up. `errno`: what the path said, 0 for nothing.
@@ -346,6 +403,32 @@ mod tests {
         assert_eq!(core.counters(0).sent, 2, "done is done once");
         law(&core.counters(0));
         assert_eq!(core.counters(0).send_errno, 111);
+    }
+
+    #[test]
+    fn the_sender_is_that_of_the_latest_rtp() {
+        let mut core = core(16, 0);
+        assert_eq!(core.sender(), None);
+        let job = |ssrc, rtp_timestamp, payload_len| Job {
+            position: 0,
+            slot: 0,
+            len: 200,
+            launch_ns: None,
+            rtp_timestamp,
+            payload_len,
+            payload_type: 33,
+            ssrc,
+        };
+        core.count_sender(&job(None, 1, 2), 3);
+        assert_eq!(core.sender(), None, "what is no RTP has no sender");
+        core.count_sender(&job(Some(0), 10, 100), 50);
+        core.count_sender(&job(Some(0), 20, 60), 51);
+        let sender = core.sender().unwrap();
+        assert_eq!((sender.received, sender.bytes, sender.rtp_timestamp), (2, 160, 20));
+        assert_eq!((sender.ssrc_clock_rate, sender.key >> 56, sender.last_ns), (0, 33, 51));
+        core.count_sender(&job(Some(7), 30, 5), 52);
+        let other = core.sender().unwrap();
+        assert_eq!((other.ssrc_clock_rate, other.received, other.bytes), (7, 1, 5));
     }
 
     #[test]

@@ -189,7 +189,7 @@ impl ReceiverBuilder {
     /// the kernel engine asked for and not there.
     pub fn open(self) -> Result<Receiver, Error> {
         let ring_order = self.config.check()?;
-        let opened = open_receive(&self.config, ring_order)?;
+        let (opened, (kind, reason)) = open_receive(&self.config, ring_order)?;
         let context = match self.context {
             Some(context) => context,
             None => Context::own()?,
@@ -200,8 +200,8 @@ impl ReceiverBuilder {
             stats: Stats::new(opened.engine.region().clone()),
             local: opened.local,
             warnings: opened.warnings,
-            kind: opened.kind,
-            reason: opened.reason,
+            kind,
+            reason,
             config: self.config,
             engine: opened.engine,
             _context: context,

@@ -9,15 +9,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rtp_mgr_ring::abi::{Descriptor, SOURCE_NONE, feature, flag, status};
+use rtp_mgr_ring::abi::{Descriptor, SOURCE_NONE, flag, status};
 use rtp_mgr_ring::header::{self, FIXED_LEN};
 use rtp_mgr_ring::transmit::{commit, prepare_wait};
 
 use crate::config::{Engine, EngineKind, PacketRate, TransmitConfig};
 use crate::context::Context;
-use crate::engine::choose;
-use crate::engine::transmit_task::TransmitTask;
-use crate::engine::worker::drain;
+use crate::engine::{TransmitEngine, open_transmit};
 use crate::error::{Error, Warning};
 use crate::leg::Leg;
 use crate::net::DATAGRAM_MAX;
@@ -178,16 +176,15 @@ impl TransmitterBuilder {
     /// the kernel engine asked for and not there.
     pub fn open(self) -> Result<Transmitter, Error> {
         self.config.check()?;
-        let (_, reason) = choose(self.config.engine, feature::UDP_TRANSMIT)?;
-        let engine = EngineKind::User;
         let config = self.config;
-        let opened = TransmitTask::open(&config, config.cname.clone().unwrap_or_else(cname))?;
+        let cname = config.cname.clone().unwrap_or_else(cname);
+        let (opened, (kind, reason)) = open_transmit(&config, &cname)?;
         let context = match self.context {
             Some(context) => context,
             None => Context::own()?,
         };
-        opened.task.start(&context)?;
-        let region = opened.task.region().clone();
+        opened.engine.clone().start(&context)?;
+        let region = opened.engine.region().clone();
         Ok(Transmitter {
             stats: Stats::new(region.clone()),
             room: Room::new(region),
@@ -199,9 +196,9 @@ impl TransmitterBuilder {
                 next_sequence: config.first_sequence.unwrap_or_else(|| random() as u16),
             },
             local: opened.local,
-            engine,
+            kind,
             reason,
-            task: opened.task,
+            engine: opened.engine,
             _context: context,
         })
     }
@@ -234,9 +231,9 @@ pub struct Transmitter {
     fills: Vec<Fill>,
     rtp: RtpState,
     local: Vec<SocketAddr>,
-    engine: EngineKind,
+    kind: EngineKind,
     reason: String,
-    task: Arc<TransmitTask>,
+    engine: Arc<dyn TransmitEngine>,
     /// Keeps the engine's threads.
     _context: Context,
 }
@@ -292,7 +289,7 @@ impl Transmitter {
             fills: &mut self.fills,
             rtp: &mut self.rtp,
             head: &mut self.head,
-            task: &self.task,
+            engine: &*self.engine,
         })
     }
 
@@ -304,7 +301,7 @@ impl Transmitter {
 
     /// Next position that the engine releases.
     fn tail(&self) -> u64 {
-        self.task.region().status_word(status::TAIL).load_acquire()
+        self.engine.region().status_word(status::TAIL).load_acquire()
     }
 
     /// Waits until the engine has released everything before `position`. `false`: the time ran out.
@@ -317,13 +314,13 @@ impl Transmitter {
             if self.stats.state() == State::Stopped {
                 return Err(Error::EngineGone);
             }
-            drain(self.task.event());
-            let tail = self.task.region().status_word(status::TAIL);
-            let wake_at = self.task.control().view().wake_at;
+            self.engine.forget();
+            let tail = self.engine.region().status_word(status::TAIL);
+            let wake_at = self.engine.control().view().wake_at;
             if !prepare_wait(wake_at, tail, position) || self.stats.state() == State::Stopped {
                 continue;
             }
-            if !wait_readable(self.task.event(), until) {
+            if !wait_readable(self.engine.event(), until) {
                 return Ok(reached());
             }
         }
@@ -346,8 +343,8 @@ impl Transmitter {
     pub fn close(mut self, timeout: Duration) -> Result<StreamSnapshot, Error> {
         self.flush(timeout)?;
         std::thread::sleep(BYE_AFTER);
-        self.task.stop();
-        if self.task.has_failed() { Err(Error::EngineGone) } else { Ok(self.stats.snapshot()) }
+        self.engine.stop()?;
+        Ok(self.stats.snapshot())
     }
 
     /// The stream's figures, to be looked at from any thread.
@@ -372,12 +369,12 @@ impl Transmitter {
 
     /// What limits the stream without stopping it; may grow while it runs.
     pub fn warnings(&self) -> Vec<Warning> {
-        self.task.warnings()
+        self.engine.warnings()
     }
 
     /// Who runs the ring.
     pub fn engine(&self) -> EngineKind {
-        self.engine
+        self.kind
     }
 
     /// Why that engine.
@@ -392,25 +389,26 @@ impl Transmitter {
 
     /// Positions of the ring.
     pub fn slot_count(&self) -> u32 {
-        self.task.region().layout().header().slot_count
+        self.engine.region().layout().header().slot_count
     }
 
     /// Bytes of a slot: the longest packet.
     pub fn slot_stride(&self) -> u32 {
-        self.task.region().layout().header().slot_stride
+        self.engine.region().layout().header().slot_stride
     }
 }
 
 impl Drop for Transmitter {
     fn drop(&mut self) {
-        self.task.stop();
+        // Whoever wanted to know has called `close`.
+        let _ = self.engine.stop();
     }
 }
 
 impl AsFd for Transmitter {
     /// Readable when slots have become free since [`reserve`](Transmitter::reserve) found none.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.task.event()
+        self.engine.event()
     }
 }
 
@@ -424,7 +422,7 @@ pub struct Slots<'a> {
     fills: &'a mut [Fill],
     rtp: &'a mut RtpState,
     head: &'a mut u64,
-    task: &'a TransmitTask,
+    engine: &'a dyn TransmitEngine,
 }
 
 impl Slots<'_> {
@@ -475,7 +473,7 @@ impl Slots<'_> {
             let accepted = "accepted: slots that have a packet (set_len or set_payload_len)";
             return Err(Error::argument("commit", format_args!("{n}: slot {empty}"), accepted));
         }
-        let region = self.task.region().clone();
+        let region = self.engine.region().clone();
         let ring = region.ring();
         let mask = region.layout().slot_count() as u64 - 1;
         for index in 0..n {
@@ -485,8 +483,8 @@ impl Slots<'_> {
         }
         *self.head = self.head.wrapping_add(n as u64);
         let need_kick = region.status_word(status::NEED_KICK);
-        if commit(self.task.control().view().position, need_kick, *self.head) {
-            self.task.kick();
+        if commit(self.engine.control().view().position, need_kick, *self.head) {
+            self.engine.kick();
         }
         Ok(())
     }

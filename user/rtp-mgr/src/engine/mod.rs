@@ -15,6 +15,7 @@ pub(crate) mod transmit_task;
 pub(crate) mod worker;
 
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -22,18 +23,20 @@ use std::time::Duration;
 use rtp_mgr_ring::abi::feature;
 
 use crate::attach::StreamInfo;
-use crate::config::{Engine, EngineKind, Mode, ReceiveConfig, SimConfig};
+use crate::config::{Engine, EngineKind, Mode, ReceiveConfig, SimConfig, TransmitConfig};
 use crate::context::Context;
 use crate::device::Device;
 use crate::error::{Error, Warning};
 use crate::kernel;
 use crate::kernel::receive::KernelReceive;
+use crate::kernel::transmit::KernelTransmit;
 use crate::publish::Server;
 use crate::reader::Reader;
-use crate::shm::Region;
+use crate::shm::{ControlPage, Region};
 use crate::side_channel::SideChannel;
 use crate::stats::StreamId;
 use receive_task::ReceiveTask;
+use transmit_task::TransmitTask;
 
 /// A receive stream, whoever runs it, as its owner's handle steers it.
 pub(crate) trait ReceiveEngine: std::fmt::Debug + Send + Sync {
@@ -61,53 +64,115 @@ pub(crate) trait ReceiveEngine: std::fmt::Debug + Send + Sync {
 /// A receive stream that was opened and not started.
 pub(crate) struct Receiving {
     pub engine: Arc<dyn ReceiveEngine>,
-    pub kind: EngineKind,
-    pub reason: String,
     /// The owner's: it misses nothing.
     pub reader: Reader,
     pub local: Vec<SocketAddr>,
     pub warnings: Vec<Warning>,
 }
 
-/// Opens a receive stream on the engine that was asked for. With [`Engine::Auto`], what the module
-/// cannot do the embedded engine does.
-pub(crate) fn open_receive(config: &ReceiveConfig, ring_order: u8) -> Result<Receiving, Error> {
+/// Opens a receive stream on the engine that was asked for.
+pub(crate) fn open_receive(
+    config: &ReceiveConfig,
+    ring_order: u8,
+) -> Result<(Receiving, Ran), Error> {
     let needs = match config.simulated {
         Some(_) => feature::SIMULATED,
         None => feature::UDP_RECEIVE,
     };
-    let (device, mut reason) = choose(config.engine, needs)?;
+    let kernel = |device| {
+        let opened = KernelReceive::open(device, config, ring_order)?;
+        Ok(Receiving {
+            engine: opened.task,
+            reader: opened.reader,
+            local: opened.local,
+            warnings: opened.warnings,
+        })
+    };
+    on_either(config.engine, needs, kernel, || {
+        let opened = ReceiveTask::open(config, ring_order)?;
+        let reader = Reader::new(opened.task.clone(), true, config.wake_threshold)?;
+        Ok(Receiving {
+            engine: opened.task,
+            reader,
+            local: opened.local,
+            warnings: opened.warnings,
+        })
+    })
+}
+
+/// A transmit stream, whoever runs it, as its writer's handle uses it.
+pub(crate) trait TransmitEngine: std::fmt::Debug + Send + Sync {
+    /// Begins to send.
+    fn start(self: Arc<Self>, context: &Context) -> Result<(), Error>;
+
+    fn region(&self) -> &Arc<Region>;
+
+    /// The writer's control page.
+    fn control(&self) -> &Arc<ControlPage>;
+
+    /// Readable when positions that the writer waits for are free.
+    fn event(&self) -> BorrowedFd<'_>;
+
+    /// Forgets what that file told so far.
+    fn forget(&self);
+
+    /// Wakes the engine: there is something new.
+    fn kick(&self);
+
+    /// What limits the stream.
+    fn warnings(&self) -> Vec<Warning>;
+
+    /// Ends the stream: what is not sent is given up. `Err`: the engine had ended by a mistake of its
+    /// own.
+    fn stop(&self) -> Result<(), Error>;
+}
+
+/// A transmit stream that was opened and not started.
+pub(crate) struct Transmitting {
+    pub engine: Arc<dyn TransmitEngine>,
+    pub local: Vec<SocketAddr>,
+}
+
+/// Opens a transmit stream on the engine that was asked for.
+pub(crate) fn open_transmit(
+    config: &TransmitConfig,
+    cname: &str,
+) -> Result<(Transmitting, Ran), Error> {
+    let kernel = |device| {
+        let opened = KernelTransmit::open(device, config, cname.to_owned())?;
+        Ok(Transmitting { engine: opened.task, local: opened.local })
+    };
+    on_either(config.engine, feature::UDP_TRANSMIT, kernel, || {
+        let opened = TransmitTask::open(config, cname.to_owned())?;
+        Ok(Transmitting { engine: opened.task, local: opened.local })
+    })
+}
+
+/// Who runs a stream, and why.
+pub(crate) type Ran = (EngineKind, String);
+
+/// Opens a stream that takes `needs` of the module (bits of [`feature`]) on the engine that was asked
+/// for. With [`Engine::Auto`], what the module cannot run the embedded engine does.
+fn on_either<T>(
+    engine: Engine,
+    needs: u64,
+    kernel: impl FnOnce(Device) -> Result<T, Error>,
+    user: impl FnOnce() -> Result<T, Error>,
+) -> Result<(T, Ran), Error> {
+    let (device, mut reason) = choose(engine, needs)?;
     if let Some(device) = device {
-        match KernelReceive::open(device, config, ring_order) {
-            Ok(opened) => {
-                return Ok(Receiving {
-                    engine: opened.task,
-                    kind: EngineKind::Kernel,
-                    reason,
-                    reader: opened.reader,
-                    local: opened.local,
-                    warnings: opened.warnings,
-                });
-            }
-            Err(error) if config.engine == Engine::Kernel || error.is_usage() => return Err(error),
+        match kernel(device) {
+            Ok(stream) => return Ok((stream, (EngineKind::Kernel, reason))),
+            Err(error) if engine == Engine::Kernel || error.is_usage() => return Err(error),
             Err(error) => reason = format!("the kernel engine cannot run it: {error}"),
         }
     }
-    let opened = ReceiveTask::open(config, ring_order)?;
-    let reader = Reader::new(opened.task.clone(), true, config.wake_threshold)?;
-    Ok(Receiving {
-        engine: opened.task,
-        kind: EngineKind::User,
-        reason,
-        reader,
-        local: opened.local,
-        warnings: opened.warnings,
-    })
+    Ok((user()?, (EngineKind::User, reason)))
 }
 
 /// Which engine is to run a stream that takes `needs` of the module (bits of [`feature`]): the device
 /// for the kernel engine, none for the embedded one; and why.
-pub(crate) fn choose(engine: Engine, needs: u64) -> Result<(Option<Device>, String), Error> {
+fn choose(engine: Engine, needs: u64) -> Result<(Option<Device>, String), Error> {
     match engine {
         Engine::User => Ok((None, "asked for".into())),
         Engine::Auto => match kernel::usable(needs) {

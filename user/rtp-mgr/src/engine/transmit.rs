@@ -11,8 +11,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rtp_mgr_ring::abi::{LegFigures, StreamCounters, status};
-use rtp_mgr_ring::header;
+use rtp_mgr_ring::abi::{LegFigures, SourceFigures, StreamCounters, status};
 use rtp_mgr_ring::pace::Pacer;
 use rtp_mgr_ring::transmit::{Job, Progress, TransmitCore, awake};
 
@@ -85,13 +84,9 @@ struct InFlight {
 }
 
 /// What the sender reports are made of.
-struct Reports {
+pub(crate) struct Reports {
     clock_rate: Option<u32>,
     cname: String,
-    /// The sender of the latest packet, with its counts.
-    sender: Option<SenderReport>,
-    /// RTP timestamp of the latest packet, and when it was sent (CLOCK_MONOTONIC).
-    latest: (u32, u64),
     next_ns: u64,
 }
 
@@ -102,8 +97,6 @@ pub(crate) struct TransmitStream {
     control: Arc<ControlPage>,
     event: Arc<OwnedFd>,
     legs: Vec<Leg>,
-    /// For looking at what was sent.
-    slots: SlotMemory,
     pacer: Option<Pacer>,
     batch: Vec<InFlight>,
     reports: Option<Reports>,
@@ -126,9 +119,7 @@ impl TransmitStream {
     pub(crate) fn new(parts: Parts) -> Self {
         let slot_count = parts.region.layout().slot_count();
         let stride = parts.region.layout().header().slot_stride;
-        let mut slots = parts.slots;
-        let own = slots.pop().expect("one more than legs");
-        let legs = parts.legs.into_iter().zip(slots).map(|(sockets, slots)| Leg {
+        let legs = parts.legs.into_iter().zip(parts.slots).map(|(sockets, slots)| Leg {
             figures: LegFigures {
                 socket_buffer: sockets.rtp.buffer().granted as u64,
                 ..LegFigures::default()
@@ -149,16 +140,9 @@ impl TransmitStream {
             control: parts.control,
             event: parts.event,
             legs: legs.collect(),
-            slots: own,
             pacer: parts.pacer,
             batch: Vec::with_capacity(BATCH_MAX),
-            reports: parts.report.map(|(clock_rate, cname)| Reports {
-                clock_rate,
-                cname,
-                sender: None,
-                latest: (0, 0),
-                next_ns: 0,
-            }),
+            reports: parts.report.map(|(clock_rate, cname)| Reports::new(clock_rate, cname)),
             clock: Clock::new(),
             housekeeping_ns: now,
             warnings: Vec::new(),
@@ -210,7 +194,7 @@ impl TransmitStream {
         }
         let now = clock::monotonic_ns();
         self.housekeep(now);
-        let reports = self.reports.as_ref().map_or(NEVER, |reports| reports.due());
+        let reports = self.report_due();
         let housekeeping = self.housekeeping_ns.saturating_add(HOUSEKEEPING_NS);
         match next {
             Next::Now => now,
@@ -337,9 +321,9 @@ impl TransmitStream {
 
     /// Releases the batch: every leg is done with it.
     fn finish_batch(&mut self, now_ns: u64) {
-        self.count_reports(now_ns);
         for packet in &self.batch {
             if packet.taken {
+                self.core.count_sender(&packet.job, now_ns);
                 self.core.sent(packet.job.position, packet.job.len);
             } else {
                 self.core.failed(packet.job.position, packet.errno);
@@ -363,6 +347,9 @@ impl TransmitStream {
         for (at, leg) in self.legs.iter().enumerate() {
             self.region.leg(at).publish(&leg.figures.to_words());
         }
+        if let Some(sender) = self.core.sender() {
+            self.region.source(0).publish(&sender.to_words());
+        }
         self.region.status_word(status::HEAD).store_release(self.core.head());
         self.core.publish_tail(self.region.status_word(status::TAIL));
         let wake_at = self.control.view().wake_at.load();
@@ -379,7 +366,7 @@ impl TransmitStream {
             }
             self.publish(now_ns);
         }
-        if self.reports.as_ref().is_some_and(|reports| reports.due() <= now_ns) {
+        if self.report_due() <= now_ns {
             self.report(now_ns, false);
         }
     }
@@ -417,30 +404,16 @@ impl TransmitStream {
         signal(&*self.event);
     }
 
-    /// Counts the batch for the sender reports.
-    fn count_reports(&mut self, now_ns: u64) {
-        let Some(reports) = &mut self.reports else { return };
-        for packet in self.batch.iter().filter(|packet| packet.taken) {
-            reports.count(&packet.job, &self.slots, now_ns);
-        }
+    /// When the next sender report is due.
+    fn report_due(&self) -> u64 {
+        self.reports.as_ref().map_or(NEVER, |reports| reports.due(self.core.sender().is_some()))
     }
 
     /// Sends a sender report, or BYE, to every leg.
     fn report(&mut self, now_ns: u64, bye: bool) {
         let Some(reports) = &mut self.reports else { return };
-        reports.next_ns = now_ns.saturating_add(REPORT_NS);
-        let Some(report) = reports.report(now_ns) else { return };
-        let datagram = match bye {
-            true => rtcp::bye(&report, &reports.cname, None),
-            false => rtcp::sender_report(&report, &reports.cname),
-        };
-        let Ok(datagram) = datagram else { return };
-        for rtcp in self.legs.iter().filter_map(|leg| leg.sockets.rtcp.as_ref()) {
-            // Nobody may be listening there.
-            if let Err(error) = rtcp.send(&datagram) {
-                tracing::debug!(%error, "RTCP");
-            }
-        }
+        let sockets = self.legs.iter().filter_map(|leg| leg.sockets.rtcp.as_ref());
+        reports.send(self.core.sender(), sockets, now_ns, bye);
     }
 }
 
@@ -457,36 +430,55 @@ impl Leg {
 }
 
 impl Reports {
-    /// When the next report is due.
-    fn due(&self) -> u64 {
-        match (self.clock_rate, self.sender) {
-            (Some(_), Some(_)) => self.next_ns,
-            _ => NEVER,
-        }
+    pub(crate) fn new(clock_rate: Option<u32>, cname: String) -> Self {
+        Self { clock_rate, cname, next_ns: 0 }
     }
 
-    fn count(&mut self, job: &Job, slots: &SlotMemory, now_ns: u64) {
-        let Ok(header) = header::parse(slots.bytes(job.slot, job.len as usize)) else { return };
-        let sender = match &mut self.sender {
-            Some(sender) if sender.ssrc == header.ssrc => sender,
-            other => other.insert(SenderReport { ssrc: header.ssrc, ..SenderReport::default() }),
+    /// Whether reports can say what the RTP timestamp is when they are sent.
+    pub(crate) fn has_clock(&self) -> bool {
+        self.clock_rate.is_some()
+    }
+
+    /// When the next report is due.
+    pub(crate) fn due(&self, has_sender: bool) -> u64 {
+        if self.has_clock() && has_sender { self.next_ns } else { NEVER }
+    }
+
+    /// Sends a report on `sender`, or its BYE, through every socket.
+    pub(crate) fn send<'s>(
+        &mut self,
+        sender: Option<SourceFigures>,
+        sockets: impl Iterator<Item = &'s TransmitSocket>,
+        now_ns: u64,
+        bye: bool,
+    ) {
+        self.next_ns = now_ns.saturating_add(REPORT_NS);
+        let Some(report) = sender.map(|sender| self.report(&sender, now_ns)) else { return };
+        let datagram = match bye {
+            true => rtcp::bye(&report, &self.cname, None),
+            false => rtcp::sender_report(&report, &self.cname),
         };
-        sender.packets = sender.packets.wrapping_add(1);
-        sender.octets = sender.octets.wrapping_add(header.payload_len as u32);
-        self.latest = (header.timestamp, now_ns);
+        let Ok(datagram) = datagram else { return };
+        for rtcp in sockets {
+            // Nobody may be listening there.
+            if let Err(error) = rtcp.send(&datagram) {
+                tracing::debug!(%error, "RTCP");
+            }
+        }
     }
 
     /// The report of this moment. Without a clock rate the RTP timestamp is that of the latest
     /// packet.
-    fn report(&self, now_ns: u64) -> Option<SenderReport> {
-        let (timestamp, sent_ns) = self.latest;
-        let since = u128::from(now_ns.saturating_sub(sent_ns));
+    fn report(&self, sender: &SourceFigures, now_ns: u64) -> SenderReport {
+        let since = u128::from(now_ns.saturating_sub(sender.last_ns));
         let ticks = since * u128::from(self.clock_rate.unwrap_or(0)) / 1_000_000_000;
-        Some(SenderReport {
+        SenderReport {
+            ssrc: sender.ssrc_clock_rate as u32,
             ntp: NtpTime::from_unix_ns(clock::realtime_ns()),
-            rtp_timestamp: timestamp.wrapping_add(ticks as u32),
-            ..self.sender?
-        })
+            rtp_timestamp: (sender.rtp_timestamp as u32).wrapping_add(ticks as u32),
+            packets: sender.received as u32,
+            octets: sender.bytes as u32,
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use rustix::event::epoll::EventFlags;
 
 use super::transmit::{LegSockets, Parts, TransmitStream};
 use super::worker::{NEVER, Registration, Task, drain, new_event, signal};
-use super::{new_id, open_door};
+use super::{TransmitEngine, new_id, open_door};
 use crate::attach::StreamInfo;
 use crate::config::{EngineKind, Mode, TransmitConfig};
 use crate::context::Context;
@@ -83,7 +83,7 @@ impl TransmitTask {
         let rate = config.rate.and_then(|rate| Rate::new(rate.packets(), rate.seconds()));
         let stream = TransmitStream::new(Parts {
             region: region.clone(),
-            slots: (0..=legs.len()).map(|_| region.slot_memory()).collect(),
+            slots: (0..legs.len()).map(|_| region.slot_memory()).collect(),
             legs,
             start: config.start,
             pacer: rate.map(Pacer::new),
@@ -107,59 +107,9 @@ impl TransmitTask {
         Ok(Opened { task, local })
     }
 
-    /// Begins to send.
-    pub(crate) fn start(self: &Arc<Self>, context: &Context) -> Result<(), Error> {
-        let registration = context.serve(self.clone());
-        registration.watch(&self.kick, TAG_KICK, EventFlags::IN)?;
-        let mut serving = self.serving();
-        if let Some(server) = &serving.server {
-            server.watch(&registration)?;
-        }
-        self.region.set_state(State::Running);
-        serving.registration = Some(registration);
-        Ok(())
-    }
-
-    pub(crate) fn region(&self) -> &Arc<Region> {
-        &self.region
-    }
-
-    pub(crate) fn control(&self) -> &Arc<ControlPage> {
-        &self.control
-    }
-
-    /// Readable when positions that the writer waits for are free.
-    pub(crate) fn event(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
-    }
-
-    /// Wakes the engine: there is something new.
-    pub(crate) fn kick(&self) {
-        signal(&self.kick);
-    }
-
-    /// Whether the engine has ended by a mistake of its own.
-    pub(crate) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
-    }
-
-    /// What limits the stream.
-    pub(crate) fn warnings(&self) -> Vec<Warning> {
-        self.serving().warnings.clone()
-    }
-
     fn serving(&self) -> MutexGuard<'_, Serving> {
         // A task that panicked is ended by `failed`, which takes the stream away.
         self.serving.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Ends the stream: what is not sent is given up.
-    pub(crate) fn stop(&self) {
-        let mut serving = self.serving();
-        serving.unwatch(&self.kick);
-        if let Some(mut stream) = serving.stream.take() {
-            stream.stop();
-        }
     }
 
     fn run(&self) -> u64 {
@@ -187,6 +137,53 @@ impl TransmitTask {
             }
         }
         next
+    }
+}
+
+impl TransmitEngine for TransmitTask {
+    fn start(self: Arc<Self>, context: &Context) -> Result<(), Error> {
+        let registration = context.serve(self.clone());
+        registration.watch(&self.kick, TAG_KICK, EventFlags::IN)?;
+        let mut serving = self.serving();
+        if let Some(server) = &serving.server {
+            server.watch(&registration)?;
+        }
+        self.region.set_state(State::Running);
+        serving.registration = Some(registration);
+        Ok(())
+    }
+
+    fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    fn control(&self) -> &Arc<ControlPage> {
+        &self.control
+    }
+
+    fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+
+    fn forget(&self) {
+        drain(&*self.event);
+    }
+
+    fn kick(&self) {
+        signal(&self.kick);
+    }
+
+    fn warnings(&self) -> Vec<Warning> {
+        self.serving().warnings.clone()
+    }
+
+    fn stop(&self) -> Result<(), Error> {
+        let mut serving = self.serving();
+        serving.unwatch(&self.kick);
+        if let Some(mut stream) = serving.stream.take() {
+            stream.stop();
+        }
+        if self.failed.load(Ordering::Acquire) { Err(Error::EngineGone) } else { Ok(()) }
     }
 }
 
@@ -272,7 +269,8 @@ fn info(config: &TransmitConfig, region: &Region) -> StreamInfo {
     }
 }
 
-fn open_legs(
+/// Opens the sockets of a stream's legs.
+pub(crate) fn open_legs(
     config: &TransmitConfig,
     warnings: &mut Vec<Warning>,
 ) -> Result<Vec<LegSockets>, Error> {
@@ -329,7 +327,7 @@ fn shape(config: &TransmitConfig) -> Shape {
         slot_total: slot_count,
         slot_stride: config.slot_stride,
         legs: config.legs.len() as u32,
-        sources: 0,
+        sources: 1,
         stream_id: new_id().0,
         owner_pid: std::process::id(),
         owner_uid: rustix::process::geteuid().as_raw(),

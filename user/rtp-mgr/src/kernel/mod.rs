@@ -5,10 +5,11 @@
 //!
 //! | module | what lives there |
 //! |---|---|
-//! | `receive` | a receive stream |
+//! | `receive`, `transmit` | a receive stream, a transmit stream |
 //! | `wake` | how readers of such a stream wait |
 
 pub(crate) mod receive;
+pub(crate) mod transmit;
 pub(crate) mod wake;
 
 use std::io;
