@@ -34,10 +34,10 @@ const EMBEDDED: &str = "until then the embedded engine serves the same API";
 /// Which engine a receive stream of the network gets with `Engine::Auto`, and why.
 pub(super) fn choice(answer: &Result<ioctl::Version, Unusable>) -> (&'static str, String) {
     match answer {
-        Err(unusable) => ("user", unusable.to_string()),
+        Err(unusable) => ("user", unusable.detail()),
         Ok(version) => match judge(version, feature::UDP_RECEIVE) {
             Ok(()) => ("kernel", loaded(version)),
-            Err(unusable) => ("user", unusable.to_string()),
+            Err(unusable) => ("user", unusable.detail()),
         },
     }
 }
@@ -282,7 +282,7 @@ fn absent(unusable: &Unusable, facts: &Facts) -> Vec<Finding> {
     if facts.loaded {
         return vec![node_missing(facts)];
     }
-    let obstacles = [
+    let mut findings: Vec<_> = [
         loads_none(facts),
         too_old(facts),
         without_rust(facts),
@@ -290,13 +290,16 @@ fn absent(unusable: &Unusable, facts: &Facts) -> Vec<Finding> {
         disabled(facts),
         not_buildable(facts),
         unsigned(facts),
-    ];
-    let obstacles = obstacles.into_iter().flatten();
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     match unusable.is_stale() {
         // The node stands in the way of the right one.
-        true => std::iter::once(of_device(unusable)).chain(obstacles).collect(),
-        false => obstacles.chain([not_loaded(facts)]).collect(),
+        true => findings.insert(0, of_device(unusable)),
+        false => findings.push(not_loaded(facts, !findings.is_empty())),
     }
+    findings
 }
 
 /// The module is loaded and has no node here.
@@ -348,7 +351,8 @@ fn without_rust(facts: &Facts) -> Option<Finding> {
 }
 
 fn in_container(facts: &Facts) -> Option<Finding> {
-    let evidence = facts.container?;
+    // A kernel without modules needs no folder for them.
+    let evidence = facts.container.filter(|_| facts.loading != Loading::Impossible)?;
     Some(Finding::missing(
         "container",
         format!("modules cannot be loaded from here, as in a container: {evidence}"),
@@ -418,7 +422,8 @@ fn unsigned(facts: &Facts) -> Option<Finding> {
     ))
 }
 
-fn not_loaded(facts: &Facts) -> Finding {
+/// The last thing to do, after what is `left` to do before.
+fn not_loaded(facts: &Facts, left: bool) -> Finding {
     let (state, remedy) = match facts.installed {
         Installed::No => {
             ("not installed for this kernel", "`sudo scripts/load.sh` builds and loads it".into())
@@ -430,6 +435,7 @@ fn not_loaded(facts: &Facts) -> Finding {
         Installed::Yes => ("installed and not loaded", "`sudo modprobe rtp_mgr`".to_owned()),
     };
     let detail = format!("{DEVICE} is not there: the module rtp_mgr is {state}");
+    let remedy = if left { format!("once the above is done: {remedy}") } else { remedy };
     Finding::missing(DEVICE_FINDING, detail, remedy)
 }
 
