@@ -78,7 +78,7 @@ fn answered(version: &ioctl::Version) -> Vec<Finding> {
             _ => "kernel-simulated",
         };
         match judge(version, bit) {
-            Ok(()) => Finding::ok(name, format!("the module has {what}")),
+            Ok(()) => Finding::ok(name, format!("the module has: {what}")),
             Err(unusable) => Finding::limited(name, unusable.detail(), unusable.remedy()),
         }
     });
@@ -280,7 +280,7 @@ impl Facts {
 /// Why there is no device.
 fn absent(unusable: &Unusable, facts: &Facts) -> Vec<Finding> {
     if facts.loaded {
-        return vec![node_missing(facts)];
+        return vec![node_missing(unusable, facts)];
     }
     let mut findings: Vec<_> = [
         loads_none(facts),
@@ -302,16 +302,20 @@ fn absent(unusable: &Unusable, facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// The module is loaded and has no node here.
-fn node_missing(facts: &Facts) -> Finding {
-    let detail = format!("the module rtp_mgr is loaded, but {DEVICE} is not there");
+/// The module is loaded and has no node here, or another device's.
+fn node_missing(unusable: &Unusable, facts: &Facts) -> Finding {
+    let (what, clear) = match unusable.is_stale() {
+        true => ("is not its node", format!("sudo rm {DEVICE} && ")),
+        false => ("is not there", String::new()),
+    };
     let remedy = match (facts.container, facts.major) {
         (Some(_), _) => format!("pass the device into the container: --device {DEVICE}"),
         (None, Some(major)) => {
-            format!("`sudo mknod -m 660 {DEVICE} c {major} 0`, or mount devtmpfs")
+            format!("`{clear}sudo mknod -m 660 {DEVICE} c {major} 0`, or mount devtmpfs")
         }
         (None, None) => "mount devtmpfs on /dev".into(),
     };
+    let detail = format!("the module rtp_mgr is loaded, but {DEVICE} {what}");
     Finding::limited(DEVICE_FINDING, detail, remedy)
 }
 

@@ -200,6 +200,9 @@ fn a_loaded_module_without_a_node_gets_one() {
     first(&files.absent(), DEVICE_FINDING, "is loaded", "devtmpfs");
     files.write("proc/devices", "Character devices:\n  1 mem\n511 xrtp_mgr\n240 rtp_mgr\n\n");
     first(&files.absent(), DEVICE_FINDING, "is loaded", "mknod -m 660 /dev/rtp_mgr c 240 0");
+    let stale = files.answered(Err(Unusable::Closed(Errno::NXIO.into())));
+    first(&stale, DEVICE_FINDING, "not its node", "sudo rm /dev/rtp_mgr && sudo mknod");
+    assert_eq!(stale.len(), 1);
     files.write("proc/self/status", "CapBnd:\t00000000a80425fb\n");
     let findings = files.absent();
     first(&findings, DEVICE_FINDING, "is loaded", "--device /dev/rtp_mgr");
