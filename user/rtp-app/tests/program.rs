@@ -46,6 +46,30 @@ fn doctor_says_which_engine_and_why_and_how_each_finding_turned_out() {
 }
 
 #[test]
+fn a_doctor_asked_about_the_kernel_engine_names_what_stops_it_first() {
+    let asked = run(&["doctor", "--json", "--engine", "kernel"]);
+    let report = parse(&asked.stdout[0]);
+    let findings = report["findings"].as_array().expect("findings").iter();
+    let mut kernel = findings.filter(|finding| finding["engine"] == "kernel").peekable();
+    assert!(kernel.peek().is_some(), "something is said about it: {report}");
+    let Some(first) = kernel.find(|finding| finding["status"] != "ok") else {
+        assert_eq!((asked.status, &report["engine"]), (Some(0), &"kernel".into()));
+        return;
+    };
+    assert_eq!(asked.status, Some(1), "{asked:?}");
+    for text in [&first["detail"], &first["remedy"]] {
+        let text = text.as_str().expect("a text");
+        assert!(asked.stderr[0].contains(text), "{text}: {asked:?}");
+    }
+}
+
+#[test]
+fn a_doctor_asked_about_the_embedded_engine_judges_that() {
+    let report = parse(&run(&["doctor", "--json", "--engine", "user"]).good().stdout[0]);
+    assert_eq!((&report["engine"], &report["reason"]), (&"user".into(), &"asked for".into()));
+}
+
+#[test]
 fn a_strict_doctor_fails_when_anything_limits_the_engine() {
     let strict = run(&["doctor", "--strict", "--json"]);
     let report = parse(&strict.stdout[0]);

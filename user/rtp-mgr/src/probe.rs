@@ -1,7 +1,7 @@
 //! What this machine offers to a stream, found out by trying it.
 //!
-//! What lives here: typed findings for `rtp_app doctor`. What does not: printing them, and choosing an
-//! engine for a stream (the builders do).
+//! What lives here: typed findings for `rtp_app doctor`. What does not: printing them, choosing an
+//! engine for a stream (the builders do), and what the kernel engine takes (`module`).
 //!
 //! Offloads, receive times and drop counts are tried with real datagrams over loopback. That shows
 //! what the kernel does; a network device may still do less, which a stream notices and works around.
@@ -18,6 +18,8 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde::Serialize;
 
 use crate::clock::{self, TaiOffset};
+use crate::device;
+use crate::kernel::usable;
 use crate::leg::Leg;
 use crate::net::{self, MessageInfo, RecvBatch, SendBatch, SlotMemory};
 use crate::socket::{
@@ -25,8 +27,10 @@ use crate::socket::{
     buffer_for,
 };
 
+mod module;
+
 /// The device of the kernel engine.
-pub const DEVICE: &str = "/dev/rtp_mgr";
+pub const DEVICE: &str = device::DEVICE;
 
 /// The stream that socket buffers are measured against: 1 Gbit/s of 1,400-byte packets, held for
 /// 100 ms on receive (a busy machine's longest pause) and 10 ms on transmit.
@@ -69,16 +73,19 @@ pub struct Finding {
     pub remedy: Option<String>,
     /// Whether the chosen engine cannot work without it.
     pub required: bool,
+    /// The engine that it is about: "kernel"; `None`: the machine, whoever runs the ring.
+    pub engine: Option<&'static str>,
 }
 
 impl Finding {
     fn ok(name: &'static str, detail: impl Into<String>) -> Self {
-        Self { name, status: Status::Ok, detail: detail.into(), remedy: None, required: false }
+        let (detail, remedy) = (detail.into(), None);
+        Self { name, status: Status::Ok, detail, remedy, required: false, engine: None }
     }
 
     fn limited(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
         let remedy = Some(remedy.into());
-        Self { name, status: Status::Limited, detail: detail.into(), remedy, required: false }
+        Self { status: Status::Limited, remedy, ..Self::ok(name, detail) }
     }
 
     fn missing(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
@@ -93,11 +100,12 @@ impl Finding {
 /// Everything that was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// The engine that a stream with `Engine::Auto` gets: "user" or "kernel".
+    /// The engine that a receive stream of the network gets with `Engine::Auto`: "user" or "kernel".
     pub engine: &'static str,
     /// Why that one.
     pub reason: String,
-    /// What was looked at, most important first.
+    /// What was looked at, most important first: the kernel engine, with what stops its user first
+    /// before what comes after, then the machine.
     pub findings: Vec<Finding>,
 }
 
@@ -112,53 +120,27 @@ impl Report {
     pub fn is_unlimited(&self) -> bool {
         self.works() && !self.findings.iter().any(|finding| finding.status == Status::Limited)
     }
+
+    /// What first stops a user of the kernel engine; `None`: it runs every kind of stream.
+    pub fn kernel_obstacle(&self) -> Option<&Finding> {
+        let mut kernel = self.findings.iter().filter(|finding| finding.engine == Some("kernel"));
+        kernel.find(|finding| finding.status != Status::Ok)
+    }
 }
 
-/// Looks at this machine. Takes less than a second; opens loopback sockets and nothing else.
+/// Looks at this machine. Takes less than a second; opens loopback sockets and the kernel engine's
+/// device, and asks the compiler for its version where the module could be built.
 pub fn probe() -> Report {
-    let device = kernel_module(Path::new(DEVICE));
-    let reason = match device.status {
-        Status::Missing => format!("the embedded engine: {DEVICE} is not there"),
-        _ => "the embedded engine: this release has no other".to_owned(),
-    };
-    let mut findings = vec![device, memfd(), loopback_socket()];
-    findings.extend([receive_buffer(), send_buffer()]);
+    let answer = usable::ask(Path::new(DEVICE));
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let machine = module::Machine { root: Path::new("/"), release, rustc: &module::rustc };
+    let (engine, reason) = module::choice(&answer);
+    let mut findings = module::findings(&answer, &machine);
+    findings.extend([memfd(), loopback_socket(), receive_buffer(), send_buffer()]);
     findings.extend([gro(), gso(), timestamps(), drop_counts(), backlog()]);
     findings.extend([tai(), clock_source(), timer_slack()]);
     findings.extend([ipv6(), multicast_ipv4(), multicast_ipv6()]);
-    Report { engine: "user", reason, findings }
-}
-
-/// Whether the kernel engine's device is there and may be used.
-fn kernel_module(device: &Path) -> Finding {
-    device_finding(device, File::options().read(true).write(true).open(device))
-}
-
-fn device_finding(device: &Path, opened: io::Result<File>) -> Finding {
-    let name = "kernel-module";
-    let shown = device.display();
-    match opened {
-        Ok(_) => Finding::limited(
-            name,
-            format!("{shown} opens, but this release contains the embedded engine only"),
-            "install a release whose library and module belong together",
-        ),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Finding::missing(
-            name,
-            format!("{shown} is not there: the module rtp_mgr is not loaded"),
-            "none needed: the embedded engine serves the same API",
-        ),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Finding::limited(
-            name,
-            format!("{shown} is there, but this user may not open it"),
-            format!("let your group use it: chgrp and chmod g+rw {shown}, or a udev rule"),
-        ),
-        Err(error) => Finding::limited(
-            name,
-            format!("{shown} does not open: {error}"),
-            "load the module again: modprobe -r rtp_mgr && modprobe rtp_mgr",
-        ),
-    }
+    Report { engine, reason, findings }
 }
 
 /// Whether memory can be shared that a reader can neither shrink nor write.
@@ -542,7 +524,8 @@ mod tests {
             assert_eq!(finding.remedy.is_none(), finding.status == Status::Ok, "{finding:?}");
             assert!(!finding.detail.is_empty());
         }
-        assert_eq!(report.engine, "user");
+        let why_not = report.kernel_obstacle();
+        assert!(report.engine == "kernel" || why_not.is_some(), "{report:?}");
     }
 
     #[test]
@@ -562,20 +545,6 @@ mod tests {
         assert_eq!(verdict(report(vec![fine.clone(), missing.required()])), (false, false));
         let limited = Finding::limited("a", "b", "c");
         assert_eq!(verdict(report(vec![fine, limited])), (true, false));
-    }
-
-    #[test]
-    fn the_device_is_absent_forbidden_or_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let device = folder.path().join("rtp_mgr");
-        assert_eq!(kernel_module(&device).status, Status::Missing);
-        fs::write(&device, "").unwrap();
-        assert_eq!(kernel_module(&device).status, Status::Limited);
-        let forbidden = device_finding(&device, Err(io::ErrorKind::PermissionDenied.into()));
-        assert_eq!(forbidden.status, Status::Limited);
-        assert!(forbidden.remedy.unwrap().contains("chmod"));
-        let broken = device_finding(&device, Err(io::Error::from_raw_os_error(6)));
-        assert!(broken.detail.contains("os error 6"));
     }
 
     #[test]

@@ -26,7 +26,10 @@ struct DoctorReport<'a> {
 /// # Errors
 /// The chosen engine does not work, or, with `--strict`, something limits it.
 pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
-    let report = probe();
+    let mut report = probe();
+    if args.engine == EngineChoice::User {
+        (report.engine, report.reason) = ("user", "asked for".into());
+    }
     if args.json {
         let (works, unlimited) = (report.works(), report.is_unlimited());
         let line = DoctorReport { schema: SCHEMA, works, unlimited, report: &report };
@@ -38,10 +41,14 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
 }
 
 fn judge(args: &DoctorArgs, report: &Report) -> Result<(), Failure> {
-    if args.engine == EngineChoice::Kernel && report.engine != "kernel" {
-        let finding = report.findings.iter().find(|finding| finding.name == "kernel-module");
-        let detail = finding.map_or("the module is not there", |finding| &finding.detail);
-        return Err(Failure::failed(format!("the kernel engine cannot be used: {detail}")));
+    let obstacle = report.kernel_obstacle().filter(|_| args.engine == EngineChoice::Kernel);
+    if let Some(finding) = obstacle {
+        let what = if report.engine == "kernel" { "is limited" } else { "cannot be used" };
+        let mut text = format!("the kernel engine {what}: {}", finding.detail);
+        if let Some(remedy) = &finding.remedy {
+            let _ = write!(text, "; remedy: {remedy}");
+        }
+        return Err(Failure::failed(text));
     }
     let names = |status| -> Vec<&str> {
         let found = report.findings.iter().filter(|finding| finding.status == status);
@@ -92,6 +99,7 @@ mod tests {
                 detail: "is so".into(),
                 remedy: Some("do this".into()),
                 required,
+                engine: None,
             }],
         }
     }
@@ -111,7 +119,33 @@ mod tests {
         );
         assert_eq!(verdict(&report(Status::Missing, false), true, auto), Ok(()));
         assert!(verdict(&report(Status::Missing, true), false, auto).is_err());
-        assert!(verdict(&report(Status::Ok, false), false, EngineChoice::Kernel).is_err());
+    }
+
+    #[test]
+    fn the_kernel_engine_is_refused_with_what_stops_it_first_and_the_remedy() {
+        let machine = report(Status::Limited, false).findings.remove(0);
+        let about = |name: &str, status| Finding {
+            status,
+            detail: format!("{name} is so"),
+            remedy: (status != Status::Ok).then(|| format!("mend {name}")),
+            engine: Some("kernel"),
+            ..machine.clone()
+        };
+        let kernel = EngineChoice::Kernel;
+        let mut report = Report { findings: Vec::new(), ..report(Status::Ok, false) };
+        report.findings = vec![
+            machine.clone(),
+            about("a", Status::Ok),
+            about("b", Status::Missing),
+            about("c", Status::Limited),
+        ];
+        let refused = |what| Err(format!("the kernel engine {what}: b is so; remedy: mend b"));
+        assert_eq!(verdict(&report, false, kernel), refused("cannot be used"));
+        assert_eq!(verdict(&report, false, EngineChoice::Auto), Ok(()));
+        report.engine = "kernel";
+        assert_eq!(verdict(&report, false, kernel), refused("is limited"));
+        report.findings.truncate(2);
+        assert_eq!(verdict(&report, false, kernel), Ok(()), "the machine's limits are not its own");
     }
 
     #[test]

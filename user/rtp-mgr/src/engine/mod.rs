@@ -27,9 +27,9 @@ use crate::config::{Engine, EngineKind, Mode, ReceiveConfig, SimConfig, Transmit
 use crate::context::Context;
 use crate::device::Device;
 use crate::error::{Error, Warning};
-use crate::kernel;
 use crate::kernel::receive::KernelReceive;
 use crate::kernel::transmit::KernelTransmit;
+use crate::kernel::usable::usable;
 use crate::publish::Server;
 use crate::reader::Reader;
 use crate::shm::{ControlPage, Region};
@@ -175,13 +175,13 @@ fn on_either<T>(
 fn choose(engine: Engine, needs: u64) -> Result<(Option<Device>, String), Error> {
     match engine {
         Engine::User => Ok((None, "asked for".into())),
-        Engine::Auto => match kernel::usable(needs) {
+        Engine::Auto => match usable(needs) {
             Ok((device, reason)) => Ok((Some(device), reason)),
-            Err(reason) => Ok((None, reason)),
+            Err(reason) => Ok((None, reason.to_string())),
         },
-        Engine::Kernel => match kernel::usable(needs) {
+        Engine::Kernel => match usable(needs) {
             Ok((device, _)) => Ok((Some(device), "asked for".into())),
-            Err(reason) => Err(Error::KernelEngine { reason }),
+            Err(reason) => Err(Error::KernelEngine { reason: reason.to_string() }),
         },
     }
 }
