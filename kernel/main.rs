@@ -14,7 +14,7 @@
 //! | [`memory`] | the shared pages, and mapping them |
 //! | [`source`] | where packets come from: the trait for devices, the simulated one |
 //! | [`primitives`] | bottom-half lock, wait queue, timer, clocks |
-//! | [`compat`] | what an older kernel's API lacks |
+//! | [`compat`] | what an older kernel's API lacks or has wrong |
 //! | [`ring`] | the ring core, the same files as in user space |
 
 #![deny(unsafe_op_in_unsafe_fn)]

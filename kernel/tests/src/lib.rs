@@ -419,6 +419,7 @@ pub fn header_of(status: &Mapping) -> Header {
 }
 
 /// The error number of a failed call.
+#[track_caller]
 pub fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> i32 {
     result.expect_err("it should have failed").raw_os_error().expect("an error of the kernel")
 }

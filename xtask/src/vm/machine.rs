@@ -166,7 +166,8 @@ fn execute(
 pub fn shell(cache: &Cache, kernel: &Kernel, guest: &Guest, settings: Settings) -> Result<()> {
     let accelerator = accelerator(cache, kernel)?;
     println!("a shell in the virtual machine; `exit` ends it (Ctrl-A X kills it)");
-    let boot = Boot::new(cache, kernel, Some(guest), "PS1='vm# ' setsid -c bash --norc -i", settings)?;
+    let boot =
+        Boot::new(cache, kernel, Some(guest), "PS1='vm# ' setsid -c bash --norc -i", settings)?;
     let initrd = tempfile::Builder::new().prefix("rtp-manager-vm-").tempfile()?;
     boot.write_initrd(initrd.as_file())?;
     let mut qemu = boot.qemu(accelerator, initrd.path())?;

@@ -42,11 +42,12 @@ use cache::Cache;
 use machine::{Failed, Settings};
 use suite::Kernel;
 
-/// The kernels of the test command: the first gets every test, the others are built for and get the
-/// programs of [`SMOKE`].
-const TESTED: [Wanted; 2] = [
-    Wanted { series: None, suite: Some("trixie-backports") },
-    Wanted { series: Some("7.2"), suite: None },
+/// The kernels of the test command: the newest, the oldest series that the module supports, and the
+/// same built by a compiler 12 versions younger.
+const TESTED: [Wanted; 3] = [
+    Wanted { series: None, suite: "trixie-backports", tests: Tests::All },
+    Wanted { series: Some("7.2"), suite: "trixie-backports", tests: Tests::Module },
+    Wanted { series: Some("7.2"), suite: "testing", tests: Tests::Smoke },
 ];
 /// Test programs that run quickly and use most of the module.
 const SMOKE: [&str; 2] = ["stream", "memory"];
@@ -209,26 +210,46 @@ impl Guest {
     }
 }
 
-/// A kernel that is asked for.
+/// A kernel that is asked for, and what is run in it.
 struct Wanted {
     series: Option<&'static str>,
-    suite: Option<&'static str>,
+    suite: &'static str,
+    tests: Tests,
+}
+
+/// How much of the tests.
+#[derive(Clone, Copy)]
+enum Tests {
+    All,
+    /// Those of the module itself.
+    Module,
+    Smoke,
+}
+
+impl Tests {
+    fn wants(self, test: &Test) -> bool {
+        match self {
+            Self::All => true,
+            Self::Module => test.libtest,
+            Self::Smoke => SMOKE.contains(&test.program.as_str()),
+        }
+    }
 }
 
 impl Wanted {
-    fn name(&self) -> &'static str {
-        self.series.unwrap_or("newest")
+    fn row(&self, name: &str) -> String {
+        format!("{name} ({} of {})", self.series.unwrap_or("newest"), self.suite)
     }
 }
 
 /// Rows of the test command: the module built for each kernel, warnings denied, and the kernel's lints.
 pub fn build_rows(project: &Project, report: &mut Report, name: &str) {
     for wanted in &TESTED {
-        report.step(&format!("{name} ({})", wanted.name()), || {
+        report.step(&wanted.row(name), || {
             outcome(wanted, |cache, kernel| {
                 build::module(cache, kernel, project)?;
                 build::clippy(cache, kernel, &project.root)?;
-                Ok(format!("{} of {}", kernel.release, kernel.suite.kernels))
+                Ok(kernel.release.clone())
             })
         });
     }
@@ -236,13 +257,11 @@ pub fn build_rows(project: &Project, report: &mut Report, name: &str) {
 
 /// Rows of the test command: the tests in a virtual machine of each kernel.
 pub fn test_rows(project: &Project, report: &mut Report, name: &str) {
-    for (index, wanted) in TESTED.iter().enumerate() {
-        report.step(&format!("{name} ({})", wanted.name()), || {
+    for wanted in &TESTED {
+        report.step(&wanted.row(name), || {
             outcome(wanted, |cache, kernel| {
                 let mut guest = Guest::new(cache, kernel, project)?;
-                if index > 0 {
-                    guest.tests.retain(|test| SMOKE.contains(&test.program.as_str()));
-                }
+                guest.tests.retain(|test| wanted.tests.wants(test));
                 let tally = machine::test(cache, kernel, &guest, Settings::tests(TEST_TIMEOUT_S))?;
                 Ok(format!("{}: {tally}", kernel.release))
             })
@@ -253,7 +272,7 @@ pub fn test_rows(project: &Project, report: &mut Report, name: &str) {
 /// A machine that cannot be made here is no failure; anything wrong after that is.
 fn outcome(wanted: &Wanted, task: impl FnOnce(&Cache, &Kernel) -> Result<String>) -> Outcome {
     let prepared = Cache::open().and_then(|cache| {
-        let kernel = prepare::run(&cache, wanted.series, wanted.suite)?;
+        let kernel = prepare::run(&cache, wanted.series, Some(wanted.suite))?;
         Ok((cache, kernel))
     });
     let result = match prepared {

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 
 use super::cache::{Cache, require_root};
 use super::mirror;
@@ -113,7 +113,7 @@ pub fn run(cache: &Cache, series: Option<&str>, suite: Option<&str>) -> Result<K
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         let reason =
             format!("the kernels are for Linux on x86_64, and this is {}", std::env::consts::ARCH);
-        return Err(anyhow::anyhow!(reason).context(Unavailable));
+        return Err(anyhow!(reason).context(Unavailable));
     }
     host_packages().context(Unavailable)?;
     let kernel = suite::choose(cache, series, suite).context(Unavailable)?;
@@ -193,13 +193,13 @@ fn metadata(cache: &Cache, kernel: &Kernel) -> Result<()> {
     require_root()?;
     let built_by = kernel.setting(cache, "CONFIG_RUSTC_VERSION_TEXT")?;
     let here = output(kernel.command(cache, "rustc").arg("--version"))?;
-    ensure!(
-        built_by == here.trim(),
-        "{} was built by {built_by}, and {} has {}",
-        kernel.release,
-        kernel.suite.kernels,
-        here.trim()
-    );
+    if built_by != here.trim() {
+        let (release, suite, here) = (&kernel.release, kernel.suite.kernels, here.trim());
+        bail!(
+            anyhow!("{release} was built by {built_by}, and {suite} has {here}")
+                .context(Unavailable)
+        );
+    }
     let (source, out) = (kernel.source(), kernel.output());
     let unpack = format!(
         "mkdir -p {source} {out} && tar -xJf /usr/src/linux-source-{}.tar.xz -C {source} \

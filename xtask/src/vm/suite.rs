@@ -130,8 +130,9 @@ impl Suite {
     }
 }
 
-/// A download is tried again.
-const PATIENT: [&str; 2] = ["-o", "Acquire::Retries=3"];
+/// A download is tried again, and a mirror that lags behind is good enough: its lists are signed all the
+/// same.
+const PATIENT: [&str; 4] = ["-o", "Acquire::Retries=3", "-o", "Acquire::Check-Valid-Until=false"];
 
 /// What `apt-cache madison` says that a suite has, newest first: lines of
 /// `package | version | address suite/component architecture Packages`.
