@@ -15,9 +15,11 @@ use super::prepare::quiet;
 use super::suite::{Kernel, PLACE};
 use crate::project::Project;
 
-/// What of the checkout the module is built from.
-const SOURCES: [&str; 2] = ["kernel", "ring/src"];
+/// What of the checkout the module, and what is built with the kernel's C compiler, is made from.
+const SOURCES: [&str; 3] = ["kernel", "ring/src", "include"];
 const MODULE: &str = "rtp_mgr.ko";
+/// The consumer's name in the machine.
+pub const CONSUMER: &str = "c_consumer";
 
 /// Builds the module. Warnings fail the build, and so does code that can panic.
 /// Leaves it in `vm/RELEASE/` of the build directory.
@@ -30,14 +32,7 @@ pub fn module(cache: &Cache, kernel: &Kernel, project: &Project) -> Result<PathB
     quiet(&mut check)?;
     // Debug information is most of it, and the machine loads it often.
     quiet(kernel.command(cache, "strip").args(["--strip-debug", &format!("{folder}/{MODULE}")]))?;
-    let built = place.outside.join("kernel").join(MODULE);
-    let to = project.target.join("vm").join(&kernel.release);
-    fs::create_dir_all(&to)?;
-    // Whole or not at all: a machine may be starting with the one before.
-    let (to, part) = (to.join(MODULE), to.join(format!("{MODULE}.part")));
-    fs::copy(&built, &part).with_context(|| format!("copy {}", built.display()))?;
-    fs::rename(part, &to)?;
-    Ok(to)
+    to_target(&place.outside.join("kernel").join(MODULE), kernel, project, MODULE)
 }
 
 /// The kernel's lints on the module.
@@ -49,6 +44,29 @@ pub fn clippy(cache: &Cache, kernel: &Kernel, root: &Path) -> Result<()> {
         fs::remove_file(object)?;
     }
     make(cache, kernel, &place, &["CLIPPY=1"])
+}
+
+/// A consumer written in C, static, to run in the machine.
+pub fn consumer(cache: &Cache, kernel: &Kernel, project: &Project) -> Result<PathBuf> {
+    let place = copy_sources(cache, kernel, &project.root, "build")?;
+    let (inside, name) = (&place.inside, CONSUMER);
+    let mut gcc = kernel.command(cache, "gcc");
+    gcc.args(["-std=gnu11", "-O2", "-static", "-Wall", "-Wextra", "-Werror"]);
+    gcc.arg(format!("-I{inside}/include"));
+    gcc.args(["-o", &format!("{inside}/{name}"), &format!("{inside}/kernel/tests/c/consumer.c")]);
+    quiet(&mut gcc)?;
+    to_target(&place.outside.join(name), kernel, project, name)
+}
+
+/// Takes what was built in the chroot to `vm/RELEASE/` of the build directory: whole or not at all, since
+/// a machine may be starting with the one before.
+fn to_target(built: &Path, kernel: &Kernel, project: &Project, name: &str) -> Result<PathBuf> {
+    let folder = project.target.join("vm").join(&kernel.release);
+    fs::create_dir_all(&folder)?;
+    let (to, part) = (folder.join(name), folder.join(format!("{name}.part")));
+    fs::copy(built, &part).with_context(|| format!("copy {}", built.display()))?;
+    fs::rename(part, &to)?;
+    Ok(to)
 }
 
 /// A copy of the sources in the chroot.
@@ -127,8 +145,8 @@ fn make(cache: &Cache, kernel: &Kernel, place: &Place, more: &[&str]) -> Result<
 type Files = Vec<(String, PathBuf)>;
 
 /// Programs of the machine that are no test programs of cargo's but have tests, and how they are called.
-const SUITES: [(&str, &[&str]); 1] =
-    [("conformance", &["--engine", "user", "--ktap", "simulated"])];
+const SUITES: [(&str, &[&str]); 2] =
+    [(CONSUMER, &[]), ("conformance", &["--engine", "user", "--ktap", "simulated"])];
 
 /// The programs, linked statically, and the tests among them in the order in which they run.
 pub fn programs(project: &Project) -> Result<(Files, Vec<Test>)> {

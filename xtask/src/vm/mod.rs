@@ -197,7 +197,9 @@ struct Guest {
 impl Guest {
     fn new(cache: &Cache, kernel: &Kernel, project: &Project) -> Result<Self> {
         let module = build::module(cache, kernel, project)?;
-        let (files, tests) = build::programs(project)?;
+        let (mut files, tests) = build::programs(project)?;
+        let consumer = build::consumer(cache, kernel, project)?;
+        files.push((format!("bin/{}", build::CONSUMER), consumer));
         Ok(Self { module, files, tests })
     }
 
@@ -230,7 +232,7 @@ impl Tests {
     fn wants(self, test: &Test) -> bool {
         match self {
             Self::All => true,
-            Self::Module => test.libtest,
+            Self::Module => test.libtest || test.program == build::CONSUMER,
             Self::Smoke => SMOKE.contains(&test.program.as_str()),
         }
     }
