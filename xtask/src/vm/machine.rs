@@ -14,7 +14,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use super::cache::Cache;
 use super::initramfs::Archive;
@@ -27,6 +27,8 @@ const TRIAL: Duration = Duration::from_secs(30);
 const MEMORY: &str = "1G";
 /// Lines of the console that are shown of a machine that did not end as it should.
 const LAST_LINES: usize = 60;
+/// Boots that are tried for one command.
+const BOOTS_MAX: usize = 3;
 
 /// How a machine is run.
 #[derive(Clone, Debug)]
@@ -52,6 +54,18 @@ impl fmt::Display for Failed {
 }
 
 impl std::error::Error for Failed {}
+
+/// The machine ended before the command began, and so before the module was loaded.
+#[derive(Debug)]
+struct NotBooted(String);
+
+impl fmt::Display for NotBooted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotBooted {}
 
 /// How QEMU runs the machine's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,10 +157,21 @@ fn execute(
 ) -> Result<()> {
     let accelerator = accelerator(cache, kernel)?;
     let boot = Boot::new(cache, kernel, Some(guest), script, settings)?;
-    let ended = boot.watch(accelerator, &mut |line| {
+    let mut print = |line: &str| {
         println!("{line}");
         hear(line);
-    })?;
+    };
+    let mut ended = boot.watch(accelerator, &mut print);
+    // Seen now and then on a busy machine, with software emulation: the stock kernel's own boot crashes.
+    for _ in 1..BOOTS_MAX {
+        let Some(reason) = ended.as_ref().err().and_then(|error| error.downcast_ref::<NotBooted>())
+        else {
+            break;
+        };
+        eprintln!("{reason}\nnothing of ours had run: booting again");
+        ended = boot.watch(accelerator, &mut print);
+    }
+    let ended = ended?;
     let complaints = complaints(&ended.boot_log, &ended.log);
     if !complaints.is_empty() {
         bail!(
@@ -324,11 +349,15 @@ impl Boot {
                 // Whatever can be read of it is all there is.
                 let _ = std::io::Read::read_to_string(&mut stderr, &mut complaint);
             }
-            bail!(
+            let text = format!(
                 "the virtual machine ended early ({status}): it had {}\n{complaint}{}",
                 console.state.words(),
                 console_tail(&last)
             );
+            return Err(match console.state {
+                State::Booting => NotBooted(text).into(),
+                _ => anyhow!(text),
+            });
         }
         Ok(Ended { status: console.status, boot_log, log })
     }
