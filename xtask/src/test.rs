@@ -28,6 +28,7 @@ const STEPS: &[(&str, Task)] = &[
     ("formatting", |p, r, n| r.step(n, || with_component(p, "fmt", "rustfmt", checks::format))),
     ("clippy", |p, r, n| r.step(n, || with_component(p, "clippy", "clippy", checks::clippy))),
     ("documentation", |p, r, n| r.step(n, || Outcome::of(checks::doc(p)))),
+    ("shell scripts", |p, r, n| r.step(n, || checks::scripts(p))),
     ("C header", |p, r, n| r.step(n, || Outcome::of(header::run(p, true)))),
     ("unit and integration tests", |p, r, n| r.step(n, || Outcome::of(checks::unit_tests(p)))),
     ("examples in the documentation", |p, r, n| r.step(n, || Outcome::of(checks::doc_tests(p)))),

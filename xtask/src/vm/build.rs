@@ -20,6 +20,10 @@ const SOURCES: [&str; 3] = ["kernel", "ring/src", "include"];
 const MODULE: &str = "rtp_mgr.ko";
 /// The consumer's name in the machine.
 pub const CONSUMER: &str = "c_consumer";
+/// The name of the test of the project's scripts, and what of a checkout it finds where.
+pub const SCRIPTS_TEST: &str = "scripts.sh";
+const SCRIPTS: [&str; 2] = ["scripts/load.sh", "scripts/unload.sh"];
+const CHECKOUT: &str = "/root/rtp_mgr";
 
 /// Builds the module. Warnings fail the build, and so does code that can panic.
 /// Leaves it in `vm/RELEASE/` of the build directory.
@@ -56,6 +60,16 @@ pub fn consumer(cache: &Cache, kernel: &Kernel, project: &Project) -> Result<Pat
     gcc.args(["-o", &format!("{inside}/{name}"), &format!("{inside}/kernel/tests/c/consumer.c")]);
     quiet(&mut gcc)?;
     to_target(&place.outside.join(name), kernel, project, name)
+}
+
+/// The project's scripts and their test, to run in the machine beside `module`.
+pub fn scripts(project: &Project, module: &Path) -> Files {
+    let place = |part: &str| format!("{}/{part}", CHECKOUT.trim_start_matches('/'));
+    let mut files: Files =
+        SCRIPTS.iter().map(|&script| (place(script), project.root.join(script))).collect();
+    files.push((place("kernel/rtp_mgr.ko"), module.to_owned()));
+    files.push((format!("bin/{SCRIPTS_TEST}"), project.root.join("kernel/tests/scripts.sh")));
+    files
 }
 
 /// Takes what was built in the chroot to `vm/RELEASE/` of the build directory: whole or not at all, since
@@ -145,8 +159,11 @@ fn make(cache: &Cache, kernel: &Kernel, place: &Place, more: &[&str]) -> Result<
 type Files = Vec<(String, PathBuf)>;
 
 /// Programs of the machine that are no test programs of cargo's but have tests, and how they are called.
-const SUITES: [(&str, &[&str]); 2] =
-    [(CONSUMER, &[]), ("conformance", &["--engine", "user", "--ktap", "simulated"])];
+const SUITES: [(&str, &[&str]); 3] = [
+    (CONSUMER, &[]),
+    (SCRIPTS_TEST, &[CHECKOUT]),
+    ("conformance", &["--engine", "user", "--ktap", "simulated"]),
+];
 
 /// The programs, linked statically, and the tests among them in the order in which they run.
 pub fn programs(project: &Project) -> Result<(Files, Vec<Test>)> {

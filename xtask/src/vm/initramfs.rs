@@ -23,6 +23,13 @@ impl Archive {
         self.entry(name, DIRECTORY, &[]);
     }
 
+    /// The directories that `name` lies in. One that is there already stays as it is.
+    pub fn directories_of(&mut self, name: &str) {
+        for (at, _) in name.match_indices('/') {
+            self.directory(&name[..at]);
+        }
+    }
+
     /// A symbolic link.
     pub fn symlink(&mut self, name: &str, to: &str) {
         self.entry(name, SYMLINK, to.as_bytes());

@@ -162,7 +162,8 @@ fn execute(
         hear(line);
     };
     let mut ended = boot.watch(accelerator, &mut print);
-    // Seen now and then on a busy machine, with software emulation: the stock kernel's own boot crashes.
+    // Now and then (about one boot in sixty on a busy machine) the stock kernel crashes on its own with
+    // "Oops: int3": the emulator lets one CPU run into code that the other is patching.
     for _ in 1..BOOTS_MAX {
         let Some(reason) = ended.as_ref().err().and_then(|error| error.downcast_ref::<NotBooted>())
         else {
@@ -251,6 +252,7 @@ impl Boot {
         if let Some(guest) = guest {
             archive.file("lib/rtp_mgr.ko", &guest.module)?;
             for (name, file) in &guest.files {
+                archive.directories_of(name);
                 archive.file(name, file)?;
             }
             furniture.push(furniture::modules(cache, kernel)?);

@@ -200,6 +200,7 @@ impl Guest {
         let (mut files, tests) = build::programs(project)?;
         let consumer = build::consumer(cache, kernel, project)?;
         files.push((format!("bin/{}", build::CONSUMER), consumer));
+        files.extend(build::scripts(project, &module));
         Ok(Self { module, files, tests })
     }
 
@@ -232,7 +233,10 @@ impl Tests {
     fn wants(self, test: &Test) -> bool {
         match self {
             Self::All => true,
-            Self::Module => test.libtest || test.program == build::CONSUMER,
+            Self::Module => {
+                test.libtest
+                    || [build::CONSUMER, build::SCRIPTS_TEST].contains(&test.program.as_str())
+            }
             Self::Smoke => SMOKE.contains(&test.program.as_str()),
         }
     }
