@@ -4,12 +4,14 @@
 //!
 //! [`Source`] is what a device driver implements: one that has its own memory copies into slots, one
 //! that can be told where to write ([`Intake::slot`] ahead of time) copies nothing. [`simulated`] is the
-//! implementation without hardware, and the example to follow.
+//! implementation without hardware; `docs/hardware-sources.md` has an example with it.
 
 use kernel::prelude::*;
 
 use crate::engine::Intake;
 
+#[cfg(rtp_mgr_example)]
+mod example;
 pub(crate) mod simulated;
 
 /// Times between bursts that may be asked for.

@@ -39,7 +39,7 @@ pub fn module(cache: &Cache, kernel: &Kernel, project: &Project) -> Result<PathB
     to_target(&place.outside.join("kernel").join(MODULE), kernel, project, MODULE)
 }
 
-/// The kernel's lints on the module.
+/// The kernel's lints on the module and on the example of a hardware source.
 pub fn clippy(cache: &Cache, kernel: &Kernel, root: &Path) -> Result<()> {
     let place = copy_sources(cache, kernel, root, "clippy")?;
     // What is up to date is not looked at again, and its warnings would go unseen.
@@ -47,7 +47,7 @@ pub fn clippy(cache: &Cache, kernel: &Kernel, root: &Path) -> Result<()> {
     if object.exists() {
         fs::remove_file(object)?;
     }
-    make(cache, kernel, &place, &["CLIPPY=1"])
+    make(cache, kernel, &place, &["CLIPPY=1", "RTP_MGR_EXAMPLE=1"])
 }
 
 /// A consumer written in C, static, to run in the machine.
