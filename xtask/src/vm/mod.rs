@@ -284,7 +284,11 @@ fn outcome(wanted: &Wanted, task: impl FnOnce(&Cache, &Kernel) -> Result<String>
     let result = match prepared {
         Ok((cache, kernel)) => task(&cache, &kernel),
         Err(error) if error.downcast_ref::<prepare::Unavailable>().is_some() => {
-            return Outcome::NotRun(format!("{error:#}"));
+            eprintln!("{error:#}");
+            // What a program said comes at the end, and its last line is the reason.
+            let cause = error.root_cause().to_string();
+            let reason = cause.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+            return Outcome::NotRun(format!("{error}: {reason}"));
         }
         Err(error) => Err(error),
     };

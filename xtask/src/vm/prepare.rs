@@ -115,6 +115,7 @@ pub fn run(cache: &Cache, series: Option<&str>, suite: Option<&str>) -> Result<K
             format!("the kernels are for Linux on x86_64, and this is {}", std::env::consts::ARCH);
         return Err(anyhow!(reason).context(Unavailable));
     }
+    require_root().context(Unavailable)?;
     host_packages().context(Unavailable)?;
     let kernel = suite::choose(cache, series, suite).context(Unavailable)?;
     let release = &kernel.release;
