@@ -4,7 +4,7 @@
 //!
 //! [`Source`] is what a device driver implements: one that has its own memory copies into slots, one
 //! that can be told where to write ([`Intake::slot`] ahead of time) copies nothing. [`simulated`] is the
-//! implementation without hardware; `docs/hardware-sources.md` has an example with it.
+//! implementation without hardware, and the example to follow.
 
 use kernel::prelude::*;
 
@@ -17,7 +17,7 @@ pub(crate) mod simulated;
 /// Times between bursts that may be asked for.
 pub(crate) const INTERVALS_NS: core::ops::RangeInclusive<u64> = 100_000..=10_000_000_000;
 
-/// A device that fills a receive ring.
+/// A device that fills a receive ring: `docs/hardware-sources.md` says how.
 ///
 /// All of it is called under the stream's lock, with bottom halves off: it must not sleep.
 pub(crate) trait Source: Send {
