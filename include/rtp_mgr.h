@@ -380,4 +380,241 @@ RTP_MGR_ASSERT(offsetof(struct rtp_mgr_reader_status, demoted) == 40);
 RTP_MGR_ASSERT(offsetof(struct rtp_mgr_reader_status, wakeups) == 48);
 RTP_MGR_ASSERT(sizeof(struct rtp_mgr_reader_status) == 56);
 
+/*
+ * The calls of /dev/rtp_mgr. Each struct begins with its own size; what a caller does not
+ * know is zero.
+ */
+#define RTP_MGR_CREATE_ORDERED           0x1u
+#define RTP_MGR_CREATE_SSRC              0x2u
+#define RTP_MGR_CREATE_PAYLOAD_TYPE      0x4u
+#define RTP_MGR_ATTACH_OWN               0x1u
+#define RTP_MGR_STOP_LEGS                0x1u
+#define RTP_MGR_LEG_SOURCE               0x1u
+#define RTP_MGR_LEG_NO_GSO               0x2u
+#define RTP_MGR_HEARD_BYE                0x1u
+#define RTP_MGR_SOURCE_UDP               0
+#define RTP_MGR_SOURCE_SIMULATED         1
+#define RTP_MGR_PATTERN_RAW              0
+#define RTP_MGR_PATTERN_RTP              1
+#define RTP_MGR_READER_RELIABLE          0
+#define RTP_MGR_READER_LOSSY             1
+#define RTP_MGR_READER_NONE              2
+#define RTP_MGR_NO_READER                0xffffffffu
+#define RTP_MGR_SETTING_INTERVAL_NS      1
+#define RTP_MGR_SETTING_BURST            2
+#define RTP_MGR_SETTING_MAX_LATENCY_US   3
+#define RTP_MGR_SETTING_REORDER_NS       4
+#define RTP_MGR_SETTING_RATE             5
+#define RTP_MGR_SETTING_STALL_NS         6
+#define RTP_MGR_SETTING_BYTE_BUDGET      7
+#define RTP_MGR_SETTING_ALLOW_RELIABLE   8
+#define RTP_MGR_SETTING_CLOCK_RATE       9
+#define RTP_MGR_SETTING_PACKET_LEN       10
+
+struct rtp_mgr_version {
+	uint32_t size;
+	uint16_t abi_major;
+	uint16_t abi_minor;
+	uint64_t features;
+	uint8_t release[32];
+};
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_version, size) == 0);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_version, abi_major) == 4);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_version, abi_minor) == 6);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_version, features) == 8);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_version, release) == 16);
+RTP_MGR_ASSERT(sizeof(struct rtp_mgr_version) == 48);
+
+struct rtp_mgr_create {
+	uint32_t size;
+	uint32_t direction;
+	uint64_t flags;
+	uint32_t ring_order;
+	uint32_t slot_stride;
+	uint32_t sources;
+	uint32_t source;
+	uint32_t pattern;
+	uint32_t packet_len;
+	uint32_t burst;
+	uint32_t reader;
+	uint64_t interval_ns;
+	uint64_t id;
+	uint64_t total_len;
+	uint32_t reader_index;
+	uint32_t legs;
+	uint64_t reorder_ns;
+	uint64_t start;
+	uint32_t ssrc;
+	uint32_t payload_type;
+};
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, size) == 0);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, direction) == 4);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, flags) == 8);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, ring_order) == 16);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, slot_stride) == 20);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, sources) == 24);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, source) == 28);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, pattern) == 32);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, packet_len) == 36);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, burst) == 40);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, reader) == 44);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, interval_ns) == 48);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, id) == 56);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, total_len) == 64);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, reader_index) == 72);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, legs) == 76);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, reorder_ns) == 80);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, start) == 88);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, ssrc) == 96);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_create, payload_type) == 100);
+RTP_MGR_ASSERT(sizeof(struct rtp_mgr_create) == 104);
+
+struct rtp_mgr_attach {
+	uint32_t size;
+	int32_t fd;
+	uint64_t id;
+	uint32_t reader;
+	uint32_t flags;
+	uint64_t start;
+	uint64_t total_len;
+	uint32_t reader_index;
+	uint32_t reserved;
+};
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_attach, size) == 0);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_attach, fd) == 4);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_attach, id) == 8);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_attach, reader) == 16);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_attach, flags) == 20);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_attach, start) == 24);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_attach, total_len) == 32);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_attach, reader_index) == 40);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_attach, reserved) == 44);
+RTP_MGR_ASSERT(sizeof(struct rtp_mgr_attach) == 48);
+
+struct rtp_mgr_add_leg {
+	uint32_t size;
+	int32_t fd;
+	uint32_t leg;
+	uint32_t flags;
+	uint8_t source[16];
+};
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_add_leg, size) == 0);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_add_leg, fd) == 4);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_add_leg, leg) == 8);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_add_leg, flags) == 12);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_add_leg, source) == 16);
+RTP_MGR_ASSERT(sizeof(struct rtp_mgr_add_leg) == 32);
+
+struct rtp_mgr_heard {
+	uint32_t size;
+	uint32_t leg;
+	uint32_t flags;
+	uint32_t ssrc;
+	uint32_t passed[4];
+};
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_heard, size) == 0);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_heard, leg) == 4);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_heard, flags) == 8);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_heard, ssrc) == 12);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_heard, passed) == 16);
+RTP_MGR_ASSERT(sizeof(struct rtp_mgr_heard) == 32);
+
+struct rtp_mgr_plain {
+	uint32_t size;
+	uint32_t flags;
+};
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_plain, size) == 0);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_plain, flags) == 4);
+RTP_MGR_ASSERT(sizeof(struct rtp_mgr_plain) == 8);
+
+struct rtp_mgr_stats {
+	uint32_t size;
+	uint32_t state;
+	uint64_t counters[44];
+};
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_stats, size) == 0);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_stats, state) == 4);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_stats, counters) == 8);
+RTP_MGR_ASSERT(sizeof(struct rtp_mgr_stats) == 360);
+
+struct rtp_mgr_setting {
+	uint32_t size;
+	uint32_t key;
+	uint64_t value;
+};
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_setting, size) == 0);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_setting, key) == 4);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_setting, value) == 8);
+RTP_MGR_ASSERT(sizeof(struct rtp_mgr_setting) == 16);
+
+struct rtp_mgr_list {
+	uint32_t size;
+	uint32_t entry_size;
+	uint64_t entries;
+	uint32_t room;
+	uint32_t count;
+};
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list, size) == 0);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list, entry_size) == 4);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list, entries) == 8);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list, room) == 16);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list, count) == 20);
+RTP_MGR_ASSERT(sizeof(struct rtp_mgr_list) == 24);
+
+struct rtp_mgr_list_entry {
+	uint64_t id;
+	uint32_t owner_pid;
+	uint32_t owner_uid;
+	uint32_t direction;
+	uint32_t state;
+	uint64_t features;
+	uint32_t slot_count;
+	uint32_t slot_stride;
+	uint32_t readers;
+	uint32_t reserved;
+	uint64_t published;
+	uint64_t memory;
+};
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list_entry, id) == 0);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list_entry, owner_pid) == 8);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list_entry, owner_uid) == 12);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list_entry, direction) == 16);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list_entry, state) == 20);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list_entry, features) == 24);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list_entry, slot_count) == 32);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list_entry, slot_stride) == 36);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list_entry, readers) == 40);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list_entry, reserved) == 44);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list_entry, published) == 48);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list_entry, memory) == 56);
+RTP_MGR_ASSERT(sizeof(struct rtp_mgr_list_entry) == 64);
+
+/* Numbers of the calls, as _IOWR() makes them. */
+#define RTP_MGR_IOC_VERSION              0xc030bb01u /* rtp_mgr_version */
+RTP_MGR_ASSERT(RTP_MGR_IOC_VERSION == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_version) << 16 | 0xbbu << 8 | 1u));
+#define RTP_MGR_IOC_CREATE               0xc068bb02u /* rtp_mgr_create */
+RTP_MGR_ASSERT(RTP_MGR_IOC_CREATE == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_create) << 16 | 0xbbu << 8 | 2u));
+#define RTP_MGR_IOC_ATTACH               0xc030bb03u /* rtp_mgr_attach */
+RTP_MGR_ASSERT(RTP_MGR_IOC_ATTACH == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_attach) << 16 | 0xbbu << 8 | 3u));
+#define RTP_MGR_IOC_ADD_LEG              0xc020bb04u /* rtp_mgr_add_leg */
+RTP_MGR_ASSERT(RTP_MGR_IOC_ADD_LEG == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_add_leg) << 16 | 0xbbu << 8 | 4u));
+#define RTP_MGR_IOC_START                0xc008bb05u /* rtp_mgr_plain */
+RTP_MGR_ASSERT(RTP_MGR_IOC_START == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_plain) << 16 | 0xbbu << 8 | 5u));
+#define RTP_MGR_IOC_STOP                 0xc008bb06u /* rtp_mgr_plain */
+RTP_MGR_ASSERT(RTP_MGR_IOC_STOP == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_plain) << 16 | 0xbbu << 8 | 6u));
+#define RTP_MGR_IOC_STATS                0xc168bb07u /* rtp_mgr_stats */
+RTP_MGR_ASSERT(RTP_MGR_IOC_STATS == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_stats) << 16 | 0xbbu << 8 | 7u));
+#define RTP_MGR_IOC_RESET_STATS          0xc008bb08u /* rtp_mgr_plain */
+RTP_MGR_ASSERT(RTP_MGR_IOC_RESET_STATS == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_plain) << 16 | 0xbbu << 8 | 8u));
+#define RTP_MGR_IOC_SET                  0xc010bb09u /* rtp_mgr_setting */
+RTP_MGR_ASSERT(RTP_MGR_IOC_SET == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_setting) << 16 | 0xbbu << 8 | 9u));
+#define RTP_MGR_IOC_GET                  0xc010bb0au /* rtp_mgr_setting */
+RTP_MGR_ASSERT(RTP_MGR_IOC_GET == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_setting) << 16 | 0xbbu << 8 | 10u));
+#define RTP_MGR_IOC_KICK                 0xc008bb0bu /* rtp_mgr_plain */
+RTP_MGR_ASSERT(RTP_MGR_IOC_KICK == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_plain) << 16 | 0xbbu << 8 | 11u));
+#define RTP_MGR_IOC_LIST                 0xc018bb0cu /* rtp_mgr_list */
+RTP_MGR_ASSERT(RTP_MGR_IOC_LIST == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_list) << 16 | 0xbbu << 8 | 12u));
+#define RTP_MGR_IOC_HEARD                0xc020bb0du /* rtp_mgr_heard */
+RTP_MGR_ASSERT(RTP_MGR_IOC_HEARD == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_heard) << 16 | 0xbbu << 8 | 13u));
+
 #endif /* RTP_MGR_H */

@@ -15,6 +15,7 @@ use kernel::seq_file::SeqFile;
 use kernel::sync::{new_mutex, Mutex, SetOnce};
 use kernel::{bindings, c_str, seq_print};
 
+use crate::compat::EOPNOTSUPP;
 use crate::control;
 use crate::ring::abi;
 use crate::stream::Role;

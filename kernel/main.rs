@@ -14,12 +14,14 @@
 //! | [`memory`] | the shared pages, and mapping them |
 //! | [`source`] | where packets come from: the trait for devices, the simulated one |
 //! | [`primitives`] | bottom-half lock, wait queue, timer, clocks |
+//! | [`compat`] | what an older kernel's API lacks or has wrong |
 //! | [`ring`] | the ring core, the same files as in user space |
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
 use kernel::prelude::*;
 
+mod compat;
 mod control;
 mod device;
 mod engine;

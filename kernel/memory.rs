@@ -13,9 +13,10 @@ use core::ptr::NonNull;
 
 use kernel::alloc::allocator::Vmalloc;
 use kernel::alloc::flags::{__GFP_NOWARN, __GFP_ZERO, GFP_KERNEL_ACCOUNT};
-use kernel::mm::virt::{flags, VmaNew};
+use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
 
+use crate::compat::MAYSHARE;
 use crate::ring::abi::{
     self, control, status, Header, LegFigures, ReaderStatus, SourceFigures, StreamCounters,
     LEGS_MAX, PAGE,
@@ -283,7 +284,7 @@ impl Memory {
 
     /// Maps `area`, which begins at `offset` of the file of `viewer`.
     pub(crate) fn map(&self, area: &VmaNew, offset: u64, viewer: Viewer) -> Result {
-        if area.flags() & flags::MAYSHARE == 0 {
+        if area.flags() & MAYSHARE == 0 {
             return Err(EINVAL);
         }
         let len = area.end().saturating_sub(area.start());

@@ -45,6 +45,7 @@ use kernel::sync::{new_mutex, Arc, Mutex};
 use kernel::task::Kuid;
 use kernel::{bindings, current};
 
+use crate::compat::EOPNOTSUPP;
 use crate::engine::{self, Engine};
 use crate::memory::{self, Memory, Shape, Viewer};
 use crate::primitives::{monotonic_ns, WaitQueue};
@@ -200,7 +201,7 @@ impl Role {
         let owner = Kuid::current_euid();
         let reservation = Reservation::new(owner, memory::bytes(&shape.header()))?;
         shape.stream_id = reservation.id();
-        shape.owner_pid = current!().tgid() as u32;
+        shape.owner_pid = current!().group_leader().pid() as u32;
         shape.owner_uid = owner.into_uid_in_current_ns();
         let header = shape.header();
         let memory = Memory::new(header, request.start)?;

@@ -18,7 +18,17 @@ if [ -d /sys/module/rtp_mgr ]; then
 fi
 [ "$(id -u)" = 0 ] || fail "needs root: sudo $0 $*"
 [ -e "$module" ] || make -C "$here/kernel"
-insmod "$module" "$@" || fail "the kernel refused it: dmesg says why. With Secure Boot or lockdown the" \
-	"module must be signed (docs/BUILD-DEPLOY-GUIDE.md)"
+if ! insmod "$module" "$@"; then
+	# Its last words on the matter; reading them may be forbidden.
+	said=$(dmesg 2>/dev/null | grep -E 'rtp_mgr: |Lockdown: .*module|Loading of (unsigned )?module' | tail -n 1) || true
+	case $said in
+	*Lockdown* | *Loading*)
+		remedy="Secure Boot or lockdown wants the module signed: see docs/BUILD-DEPLOY-GUIDE.md" ;;
+	*"version magic"*)
+		remedy="it is built for another kernel: make -C kernel clean, and load.sh again" ;;
+	*) remedy="dmesg may say more" ;;
+	esac
+	fail "the kernel refused it${said:+ and said: $said}; $remedy"
+fi
 echo "rtp_mgr is loaded:"
 ls -l /dev/rtp_mgr

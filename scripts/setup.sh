@@ -28,10 +28,12 @@ if [ "${1:-}" = --undo ]; then
 	exit 0
 fi
 
+for user in "$@"; do
+	id "$user" >/dev/null 2>&1 || fail "there is no user $user; nothing was changed"
+done
 getent group rtp_mgr >/dev/null || groupadd --system rtp_mgr
 install -D -m 0644 "$here/packaging/udev/60-rtp_mgr.rules" "$rule"
 for user in "$@"; do
-	id "$user" >/dev/null 2>&1 || fail "there is no user $user"
 	usermod -a -G rtp_mgr "$user"
 	echo "$user is in the group rtp_mgr from the next login on"
 done

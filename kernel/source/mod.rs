@@ -10,12 +10,14 @@ use kernel::prelude::*;
 
 use crate::engine::Intake;
 
+#[cfg(rtp_mgr_example)]
+mod example;
 pub(crate) mod simulated;
 
 /// Times between bursts that may be asked for.
 pub(crate) const INTERVALS_NS: core::ops::RangeInclusive<u64> = 100_000..=10_000_000_000;
 
-/// A device that fills a receive ring.
+/// A device that fills a receive ring: `docs/hardware-sources.md` says how.
 ///
 /// All of it is called under the stream's lock, with bottom halves off: it must not sleep.
 pub(crate) trait Source: Send {

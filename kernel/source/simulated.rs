@@ -5,6 +5,7 @@
 use kernel::prelude::*;
 
 use super::{Source, INTERVALS_NS};
+use crate::compat::EOPNOTSUPP;
 use crate::engine::Intake;
 use crate::ring::abi::ioctl;
 use crate::ring::{header, pattern};

@@ -84,6 +84,20 @@ pub fn ring_compiler(project: &Project) -> Outcome {
     )
 }
 
+/// Lints of the shell scripts.
+pub fn scripts(project: &Project) -> Outcome {
+    if !on_path("shellcheck") {
+        return Outcome::NotRun("shellcheck is missing (cargo xtask setup)".into());
+    }
+    let check = || {
+        let shell = project.shell()?;
+        let files = cmd!(shell, "git ls-files *.sh .ci/run").read()?;
+        let files: Vec<_> = files.lines().collect();
+        Ok(cmd!(shell, "shellcheck {files...}").run()?)
+    };
+    Outcome::of(check())
+}
+
 /// Builds the program and runs its demonstration.
 pub fn demo(project: &Project, arguments: &[String]) -> Result<()> {
     project.build_release()?;

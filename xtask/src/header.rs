@@ -9,7 +9,7 @@ use std::fs;
 use std::mem::offset_of;
 
 use anyhow::{Context, Result, bail};
-use rtp_mgr_ring::abi::{self, control, feature, flag, status};
+use rtp_mgr_ring::abi::{self, control, feature, flag, ioctl, status};
 use xshell::cmd;
 
 use crate::project::{Project, on_path};
@@ -35,7 +35,13 @@ pub fn run(project: &Project, check: bool) -> Result<()> {
     }
     let shell = project.shell()?;
     cmd!(shell, "cc -std=c11 -Wall -Wextra -Werror -fsyntax-only -x c {PATH}").run()?;
-    println!("{PATH} is current and compiles as C11");
+    if on_path("c++") {
+        cmd!(shell, "c++ -std=c++17 -Wall -Wextra -Werror -fsyntax-only -x c++ {PATH}").run()?;
+    }
+    println!(
+        "{PATH} is current and compiles as C11{}",
+        if on_path("c++") { " and C++17" } else { "" }
+    );
     Ok(())
 }
 
@@ -54,7 +60,9 @@ macro_rules! c_types {
     };
 }
 
-c_types! { u8 = "uint8_t", u16 = "uint16_t", u32 = "uint32_t", u64 = "uint64_t", }
+c_types! {
+    u8 = "uint8_t", u16 = "uint16_t", u32 = "uint32_t", u64 = "uint64_t", i32 = "int32_t",
+}
 
 impl<T: CType, const N: usize> CType for [T; N] {
     fn declare(name: &str) -> String {
@@ -62,13 +70,21 @@ impl<T: CType, const N: usize> CType for [T; N] {
     }
 }
 
+/// The C declaration of a field, by the type that it has in Rust.
+fn declare<S, T: CType>(_field: impl FnOnce(&S) -> &T, name: &str) -> String {
+    T::declare(name)
+}
+
 /// Writes a struct and assertions about its layout. A field that is not listed does not compile.
 macro_rules! layout {
-    ($out:ident, $c:literal, $rust:ident { $($field:ident: $type:ty,)* }) => {{
-        let abi::$rust { $($field: _,)* } = abi::$rust::default();
-        let fields = [$((<$type>::declare(stringify!($field)), stringify!($field),
-            offset_of!(abi::$rust, $field)),)*];
-        write_struct(&mut $out, $c, &fields, size_of::<abi::$rust>());
+    ($out:ident, $c:literal, $module:ident :: $rust:ident { $($field:ident),* $(,)? }) => {{
+        let $module::$rust { $($field: _,)* } = $module::$rust::default();
+        let fields = [$((
+            declare(|value: &$module::$rust| &value.$field, stringify!($field)),
+            stringify!($field),
+            offset_of!($module::$rust, $field),
+        ),)*];
+        write_struct(&mut $out, $c, &fields, size_of::<$module::$rust>());
     }};
 }
 
@@ -186,62 +202,62 @@ fn generate() -> String {
     layout!(
         out,
         "rtp_mgr_header",
-        Header {
-            magic: u32,
-            abi_major: u16,
-            abi_minor: u16,
-            header_len: u32,
-            direction: u32,
-            total_len: u64,
-            features: u64,
-            slot_count: u32,
-            slot_total: u32,
-            slot_stride: u32,
-            desc_stride: u32,
-            status_offset: u64,
-            status_len: u64,
-            reader_status_offset: u64,
-            reader_status_stride: u32,
-            reader_status_count: u32,
-            control_offset: u64,
-            control_len: u64,
-            desc_offset: u64,
-            desc_len: u64,
-            slots_offset: u64,
-            slots_len: u64,
-            counters_offset: u32,
-            counters_len: u32,
-            legs_offset: u32,
-            legs_stride: u32,
-            legs_count: u32,
-            sources_stride: u32,
-            sources_offset: u64,
-            sources_count: u32,
-            engine: u32,
-            stream_id: u64,
-            owner_pid: u32,
-            owner_uid: u32,
+        abi::Header {
+            magic,
+            abi_major,
+            abi_minor,
+            header_len,
+            direction,
+            total_len,
+            features,
+            slot_count,
+            slot_total,
+            slot_stride,
+            desc_stride,
+            status_offset,
+            status_len,
+            reader_status_offset,
+            reader_status_stride,
+            reader_status_count,
+            control_offset,
+            control_len,
+            desc_offset,
+            desc_len,
+            slots_offset,
+            slots_len,
+            counters_offset,
+            counters_len,
+            legs_offset,
+            legs_stride,
+            legs_count,
+            sources_stride,
+            sources_offset,
+            sources_count,
+            engine,
+            stream_id,
+            owner_pid,
+            owner_uid,
         }
     );
     line(&mut out, "/* One position of the ring. */");
     layout!(
         out,
         "rtp_mgr_descriptor",
-        Descriptor {
-            sequence: u64,
-            time_ns: u64,
-            slot: u32,
-            len: u32,
-            rtp_timestamp: u32,
-            ssrc: u32,
-            count: u32,
-            source: u16,
-            flags: u16,
-            payload_offset: u16,
-            payload_type: u8,
-            leg: u8,
-            payload_len: u32,
-            reserved: [u64; 2],
+        abi::Descriptor {
+            sequence,
+            time_ns,
+            slot,
+            len,
+            rtp_timestamp,
+            ssrc,
+            count,
+            source,
+            flags,
+            payload_offset,
+            payload_type,
+            leg,
+            payload_len,
+            reserved,
         }
     );
     for (name, about, fields) in [
@@ -252,6 +268,139 @@ fn generate() -> String {
     ] {
         write_words(&mut out, name, about, fields);
     }
+    out.push_str(&control_plane());
     line(&mut out, "#endif /* RTP_MGR_H */");
+    out
+}
+
+/// The calls of `/dev/rtp_mgr`: constants, structs, numbers.
+fn control_plane() -> String {
+    let mut out = String::from(
+        "/*\n \
+         * The calls of /dev/rtp_mgr. Each struct begins with its own size; what a caller does not\n \
+         * know is zero.\n \
+         */\n",
+    );
+    defines!(
+        out,
+        "CREATE_ORDERED" = format_args!("{:#x}u", ioctl::CREATE_ORDERED),
+        "CREATE_SSRC" = format_args!("{:#x}u", ioctl::CREATE_SSRC),
+        "CREATE_PAYLOAD_TYPE" = format_args!("{:#x}u", ioctl::CREATE_PAYLOAD_TYPE),
+        "ATTACH_OWN" = format_args!("{:#x}u", ioctl::ATTACH_OWN),
+        "STOP_LEGS" = format_args!("{:#x}u", ioctl::STOP_LEGS),
+        "LEG_SOURCE" = format_args!("{:#x}u", ioctl::LEG_SOURCE),
+        "LEG_NO_GSO" = format_args!("{:#x}u", ioctl::LEG_NO_GSO),
+        "HEARD_BYE" = format_args!("{:#x}u", ioctl::HEARD_BYE),
+        "SOURCE_UDP" = ioctl::SOURCE_UDP,
+        "SOURCE_SIMULATED" = ioctl::SOURCE_SIMULATED,
+        "PATTERN_RAW" = ioctl::PATTERN_RAW,
+        "PATTERN_RTP" = ioctl::PATTERN_RTP,
+        "READER_RELIABLE" = ioctl::READER_RELIABLE,
+        "READER_LOSSY" = ioctl::READER_LOSSY,
+        "READER_NONE" = ioctl::READER_NONE,
+        "NO_READER" = format_args!("{:#x}u", ioctl::NO_READER),
+        "SETTING_INTERVAL_NS" = ioctl::SETTING_INTERVAL_NS,
+        "SETTING_BURST" = ioctl::SETTING_BURST,
+        "SETTING_MAX_LATENCY_US" = ioctl::SETTING_MAX_LATENCY_US,
+        "SETTING_REORDER_NS" = ioctl::SETTING_REORDER_NS,
+        "SETTING_RATE" = ioctl::SETTING_RATE,
+        "SETTING_STALL_NS" = ioctl::SETTING_STALL_NS,
+        "SETTING_BYTE_BUDGET" = ioctl::SETTING_BYTE_BUDGET,
+        "SETTING_ALLOW_RELIABLE" = ioctl::SETTING_ALLOW_RELIABLE,
+        "SETTING_CLOCK_RATE" = ioctl::SETTING_CLOCK_RATE,
+        "SETTING_PACKET_LEN" = ioctl::SETTING_PACKET_LEN,
+    );
+    line(&mut out, "");
+    layout!(
+        out,
+        "rtp_mgr_version",
+        ioctl::Version { size, abi_major, abi_minor, features, release }
+    );
+    layout!(
+        out,
+        "rtp_mgr_create",
+        ioctl::Create {
+            size,
+            direction,
+            flags,
+            ring_order,
+            slot_stride,
+            sources,
+            source,
+            pattern,
+            packet_len,
+            burst,
+            reader,
+            interval_ns,
+            id,
+            total_len,
+            reader_index,
+            legs,
+            reorder_ns,
+            start,
+            ssrc,
+            payload_type,
+        }
+    );
+    layout!(
+        out,
+        "rtp_mgr_attach",
+        ioctl::Attach { size, fd, id, reader, flags, start, total_len, reader_index, reserved }
+    );
+    layout!(out, "rtp_mgr_add_leg", ioctl::AddLeg { size, fd, leg, flags, source });
+    layout!(out, "rtp_mgr_heard", ioctl::Heard { size, leg, flags, ssrc, passed });
+    layout!(out, "rtp_mgr_plain", ioctl::Plain { size, flags });
+    layout!(out, "rtp_mgr_stats", ioctl::Stats { size, state, counters });
+    layout!(out, "rtp_mgr_setting", ioctl::Setting { size, key, value });
+    layout!(out, "rtp_mgr_list", ioctl::List { size, entry_size, entries, room, count });
+    layout!(
+        out,
+        "rtp_mgr_list_entry",
+        ioctl::ListEntry {
+            id,
+            owner_pid,
+            owner_uid,
+            direction,
+            state,
+            features,
+            slot_count,
+            slot_stride,
+            readers,
+            reserved,
+            published,
+            memory,
+        }
+    );
+    line(&mut out, "/* Numbers of the calls, as _IOWR() makes them. */");
+    for (name, argument, number) in [
+        ("VERSION", "version", ioctl::VERSION),
+        ("CREATE", "create", ioctl::CREATE),
+        ("ATTACH", "attach", ioctl::ATTACH),
+        ("ADD_LEG", "add_leg", ioctl::ADD_LEG),
+        ("START", "plain", ioctl::START),
+        ("STOP", "plain", ioctl::STOP),
+        ("STATS", "stats", ioctl::STATS),
+        ("RESET_STATS", "plain", ioctl::RESET_STATS),
+        ("SET", "setting", ioctl::SET),
+        ("GET", "setting", ioctl::GET),
+        ("KICK", "plain", ioctl::KICK),
+        ("LIST", "list", ioctl::LIST),
+        ("HEARD", "heard", ioctl::HEARD),
+    ] {
+        line(
+            &mut out,
+            &format!("#define RTP_MGR_IOC_{name:<20} {number:#x}u /* rtp_mgr_{argument} */"),
+        );
+        line(
+            &mut out,
+            &format!(
+                "RTP_MGR_ASSERT(RTP_MGR_IOC_{name} == (3u << 30 | (uint32_t)sizeof(struct \
+                 rtp_mgr_{argument}) << 16 | {:#x}u << 8 | {}u));",
+                abi::IOCTL_MAGIC,
+                number & 0xff
+            ),
+        );
+    }
+    line(&mut out, "");
     out
 }

@@ -7,6 +7,7 @@
 //! | [`setup`] | system packages of the interoperability tests |
 //! | [`documents`] | the command lines of the source documents, as written |
 //! | [`interop`] | FFmpeg, GStreamer and tshark as peers of `rtp_app` |
+//! | [`vm`] | the kernel module in a virtual machine |
 //! | [`audit`] | licences and advisories |
 //! | [`header`], [`panic_check`] | the C header, the panic-free ring |
 //! | [`project`], [`process`], [`report`] | what the above share |
@@ -83,7 +84,7 @@ struct HeaderArgs {
 
 fn main() -> ExitCode {
     match run(Cli::parse().task) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE
@@ -91,7 +92,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(task: Task) -> Result<()> {
+fn run(task: Task) -> Result<ExitCode> {
     let project = Project::find()?;
     match task {
         Task::Demo(demo) => checks::demo(&project, &demo.arguments),
@@ -101,10 +102,11 @@ fn run(task: Task) -> Result<()> {
         Task::Audit => audit::run(&project),
         Task::PanicCheck => panic_check::run(&project),
         Task::Header(header) => header::run(&project, header.check),
-        Task::Vm(arguments) => vm::run(&project.root, &project.target, &arguments),
+        Task::Vm(arguments) => return vm::run(&project, &arguments),
         Task::Loom => checks::loom(&project),
         Task::FmtCheck => checks::format(&project),
         Task::Clippy => checks::clippy(&project),
         Task::Doc => checks::doc(&project),
     }
+    .map(|()| ExitCode::SUCCESS)
 }

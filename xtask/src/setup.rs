@@ -24,6 +24,7 @@ const NEEDS: &[(Need, &str)] = &[
     (Need::Program("tshark"), "tshark"),
     (Need::Program("ip"), "iproute2"),
     (Need::Program("nft"), "nftables"),
+    (Need::Program("shellcheck"), "shellcheck"),
     (Need::Program("gst-launch-1.0"), "gstreamer1.0-tools"),
     (Need::Program("gst-inspect-1.0"), "gstreamer1.0-tools"),
     (Need::Element("audioconvert"), "gstreamer1.0-plugins-base"),

@@ -6,7 +6,7 @@ use clap::Args;
 use crate::checks::with_component;
 use crate::project::Project;
 use crate::report::{Outcome, Report};
-use crate::{checks, documents, header, interop, panic_check, setup};
+use crate::{checks, documents, header, interop, panic_check, setup, vm};
 
 /// `cargo xtask test`
 #[derive(Debug, Args)]
@@ -28,12 +28,15 @@ const STEPS: &[(&str, Task)] = &[
     ("formatting", |p, r, n| r.step(n, || with_component(p, "fmt", "rustfmt", checks::format))),
     ("clippy", |p, r, n| r.step(n, || with_component(p, "clippy", "clippy", checks::clippy))),
     ("documentation", |p, r, n| r.step(n, || Outcome::of(checks::doc(p)))),
+    ("shell scripts", |p, r, n| r.step(n, || checks::scripts(p))),
     ("C header", |p, r, n| r.step(n, || Outcome::of(header::run(p, true)))),
     ("unit and integration tests", |p, r, n| r.step(n, || Outcome::of(checks::unit_tests(p)))),
     ("examples in the documentation", |p, r, n| r.step(n, || Outcome::of(checks::doc_tests(p)))),
     ("loom models", |p, r, n| r.step(n, || Outcome::of(checks::loom(p)))),
     ("panic check", |p, r, n| r.step(n, || Outcome::of(panic_check::run(p)))),
     ("ring with the kernel's rustc", |p, r, n| r.step(n, || checks::ring_compiler(p))),
+    ("kernel module: build and lints", vm::build_rows),
+    ("kernel module: tests in a virtual machine", vm::test_rows),
     ("release build", |p, r, n| r.step(n, || Outcome::of(p.build_release()))),
     ("demo", |p, r, n| r.step(n, || Outcome::of(checks::demo(p, &[])))),
     ("source documents", |p, r, n| r.step(n, || documents::run(p))),

@@ -419,6 +419,7 @@ pub fn header_of(status: &Mapping) -> Header {
 }
 
 /// The error number of a failed call.
+#[track_caller]
 pub fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> i32 {
     result.expect_err("it should have failed").raw_os_error().expect("an error of the kernel")
 }
@@ -431,4 +432,11 @@ pub fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> i32 {
 pub unsafe fn owned(fd: RawFd) -> OwnedFd {
     // SAFETY: As this function's own requirement.
     unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Says that the test which calls this did not run what it is about, and why. Written so that the test
+/// harness does not keep it to itself; whoever counts the results reads it.
+pub fn not_run(reason: &str) {
+    use std::io::Write;
+    writeln!(io::stdout(), "\n# SKIP {reason}").expect("standard output");
 }

@@ -2,67 +2,107 @@
 //! programs, with ours.
 
 use std::collections::hash_map::DefaultHasher;
-use std::fs;
+use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::Test;
 use super::cache::{Cache, require_root};
-use super::prepare::{Target, in_chroot, quiet};
+use super::prepare::quiet;
+use super::suite::{Kernel, PLACE};
+use crate::project::Project;
 
-/// What of the checkout the module is built from.
-const SOURCES: [&str; 2] = ["kernel", "ring/src"];
+/// What of the checkout the module, and what is built with the kernel's C compiler, is made from.
+const SOURCES: [&str; 3] = ["kernel", "ring/src", "include"];
 const MODULE: &str = "rtp_mgr.ko";
+/// The consumer's name in the machine.
+pub const CONSUMER: &str = "c_consumer";
+/// The name of the test of the project's scripts, and what of a checkout it finds where.
+pub const SCRIPTS_TEST: &str = "scripts.sh";
+const SCRIPTS: [&str; 2] = ["scripts/load.sh", "scripts/unload.sh"];
+const CHECKOUT: &str = "/root/rtp_mgr";
 
 /// Builds the module. Warnings fail the build, and so does code that can panic.
 /// Leaves it in `vm/RELEASE/` of the build directory.
-pub fn module(cache: &Cache, kernel: &Target, root: &Path, target: &Path) -> Result<PathBuf> {
-    let place = copy_sources(cache, kernel, root, "build")?;
+pub fn module(cache: &Cache, kernel: &Kernel, project: &Project) -> Result<PathBuf> {
+    let place = copy_sources(cache, kernel, &project.root, "build")?;
     make(cache, kernel, &place, &[])?;
     let folder = format!("{}/kernel", place.inside);
-    let mut check = in_chroot(cache, "sh");
+    let mut check = kernel.command(cache, "sh");
     check.args([format!("{folder}/panic-free.sh"), format!("{folder}/main.o")]);
     quiet(&mut check)?;
     // Debug information is most of it, and the machine loads it often.
-    quiet(in_chroot(cache, "strip").args(["--strip-debug", &format!("{folder}/{MODULE}")]))?;
-    let built = place.outside.join("kernel").join(MODULE);
-    let to = target.join("vm").join(&kernel.release);
-    fs::create_dir_all(&to)?;
-    let to = to.join(MODULE);
-    fs::copy(&built, &to).with_context(|| format!("copy {}", built.display()))?;
-    Ok(to)
+    quiet(kernel.command(cache, "strip").args(["--strip-debug", &format!("{folder}/{MODULE}")]))?;
+    to_target(&place.outside.join("kernel").join(MODULE), kernel, project, MODULE)
 }
 
-/// The kernel's lints on the module.
-pub fn clippy(cache: &Cache, kernel: &Target, root: &Path) -> Result<()> {
+/// The kernel's lints on the module and on the example of a hardware source.
+pub fn clippy(cache: &Cache, kernel: &Kernel, root: &Path) -> Result<()> {
     let place = copy_sources(cache, kernel, root, "clippy")?;
     // What is up to date is not looked at again, and its warnings would go unseen.
     let object = place.outside.join("kernel/main.o");
     if object.exists() {
         fs::remove_file(object)?;
     }
-    make(cache, kernel, &place, &["CLIPPY=1"])
+    make(cache, kernel, &place, &["CLIPPY=1", "RTP_MGR_EXAMPLE=1"])
+}
+
+/// A consumer written in C, static, to run in the machine.
+pub fn consumer(cache: &Cache, kernel: &Kernel, project: &Project) -> Result<PathBuf> {
+    let place = copy_sources(cache, kernel, &project.root, "build")?;
+    let (inside, name) = (&place.inside, CONSUMER);
+    let mut gcc = kernel.command(cache, "gcc");
+    gcc.args(["-std=gnu11", "-O2", "-static", "-Wall", "-Wextra", "-Werror"]);
+    gcc.arg(format!("-I{inside}/include"));
+    gcc.args(["-o", &format!("{inside}/{name}"), &format!("{inside}/kernel/tests/c/consumer.c")]);
+    quiet(&mut gcc)?;
+    to_target(&place.outside.join(name), kernel, project, name)
+}
+
+/// The project's scripts and their test, to run in the machine beside `module`.
+pub fn scripts(project: &Project, module: &Path) -> Files {
+    let place = |part: &str| format!("{}/{part}", CHECKOUT.trim_start_matches('/'));
+    let mut files: Files =
+        SCRIPTS.iter().map(|&script| (place(script), project.root.join(script))).collect();
+    files.push((place("kernel/rtp_mgr.ko"), module.to_owned()));
+    files.push((format!("bin/{SCRIPTS_TEST}"), project.root.join("kernel/tests/scripts.sh")));
+    files
+}
+
+/// Takes what was built in the chroot to `vm/RELEASE/` of the build directory: whole or not at all, since
+/// a machine may be starting with the one before.
+fn to_target(built: &Path, kernel: &Kernel, project: &Project, name: &str) -> Result<PathBuf> {
+    let folder = project.target.join("vm").join(&kernel.release);
+    fs::create_dir_all(&folder)?;
+    let (to, part) = (folder.join(name), folder.join(format!("{name}.part")));
+    fs::copy(built, &part).with_context(|| format!("copy {}", built.display()))?;
+    fs::rename(part, &to)?;
+    Ok(to)
 }
 
 /// A copy of the sources in the chroot.
 struct Place {
     outside: PathBuf,
     inside: String,
+    /// Held while it is used: two builds in one place would spoil each other.
+    _lock: File,
 }
 
 /// Copies what differs, so that make builds only what changed. One copy for each checkout.
-fn copy_sources(cache: &Cache, kernel: &Target, root: &Path, purpose: &str) -> Result<Place> {
+fn copy_sources(cache: &Cache, kernel: &Kernel, root: &Path, purpose: &str) -> Result<Place> {
     require_root()?;
     let mut hasher = DefaultHasher::new();
     root.hash(&mut hasher);
-    let inside = format!("/rtp-manager/{purpose}-{}-{:016x}", kernel.release, hasher.finish());
-    let outside = cache.chroot().join(inside.trim_start_matches('/'));
+    let inside = format!("/{PLACE}/{purpose}-{}-{:016x}", kernel.release, hasher.finish());
+    let outside = kernel.outside(cache, &inside);
+    let lock = cache.lock(inside.rsplit('/').next().unwrap_or(&inside))?;
     for part in SOURCES {
         mirror(&root.join(part), &outside.join(part))?;
     }
-    Ok(Place { outside, inside })
+    Ok(Place { outside, inside, _lock: lock })
 }
 
 /// Files that make or Kbuild leave beside the sources.
@@ -99,8 +139,8 @@ fn mirror(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn make(cache: &Cache, kernel: &Target, place: &Place, more: &[&str]) -> Result<()> {
-    let mut make = kernel.make(cache);
+fn make(cache: &Cache, kernel: &Kernel, place: &Place, more: &[&str]) -> Result<()> {
+    let mut make = kernel.make(cache)?;
     make.arg(format!("M={}/kernel", place.inside)).args(more).arg("modules");
     let done = make.stdin(Stdio::null()).output().context("run make in the chroot")?;
     let text = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
@@ -115,31 +155,44 @@ fn make(cache: &Cache, kernel: &Target, place: &Place, more: &[&str]) -> Result<
     Ok(())
 }
 
-/// A program's name in the machine, and its file here.
-type Programs = Vec<(String, PathBuf)>;
+/// A file's path in the machine, and the file here.
+type Files = Vec<(String, PathBuf)>;
 
-/// The programs, linked statically: the name and file of each, and which of them are tests.
-pub fn programs(root: &Path, target: &Path) -> Result<(Programs, Vec<String>)> {
-    let target = target.join("vm/programs");
-    let mut programs = Vec::new();
+/// Programs of the machine that are no test programs of cargo's but have tests, and how they are called.
+const SUITES: [(&str, &[&str]); 3] = [
+    (CONSUMER, &[]),
+    (SCRIPTS_TEST, &[CHECKOUT]),
+    ("conformance", &["--engine", "user", "--ktap", "simulated"]),
+];
+
+/// The programs, linked statically, and the tests among them in the order in which they run.
+pub fn programs(project: &Project) -> Result<(Files, Vec<Test>)> {
+    let mut files = Vec::new();
     let mut tests = Vec::new();
     for arguments in [
-        &["build", "--package", "rtp-app"][..],
+        &["build", "--package", "rtp-app", "--package", "conformance", "--bins"][..],
         &["test", "--no-run", "--package", "rtp-mgr-kernel-tests", "--test", "*"],
     ] {
-        for (name, file, is_test) in cargo(root, &target, arguments)? {
+        for (name, file, is_test) in cargo(project, arguments)? {
             if is_test {
-                tests.push(name.clone());
+                let arguments = vec!["--test-threads=1".into()];
+                tests.push(Test { program: name.clone(), libtest: true, arguments });
             }
-            programs.push((name, file));
+            files.push((format!("bin/{name}"), file));
         }
     }
-    tests.sort();
-    Ok((programs, tests))
+    tests.sort_by(|one, other| one.program.cmp(&other.program));
+    tests.extend(SUITES.map(|(program, arguments)| Test {
+        program: program.into(),
+        libtest: false,
+        arguments: arguments.iter().map(|&word| word.into()).collect(),
+    }));
+    Ok((files, tests))
 }
 
 /// Runs cargo and tells the executables it made: name, file, whether it is a test.
-fn cargo(root: &Path, target: &Path, arguments: &[&str]) -> Result<Vec<(String, PathBuf, bool)>> {
+fn cargo(project: &Project, arguments: &[&str]) -> Result<Vec<(String, PathBuf, bool)>> {
+    let target = project.target.join("vm/programs");
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
@@ -149,7 +202,7 @@ fn cargo(root: &Path, target: &Path, arguments: &[&str]) -> Result<Vec<(String, 
         .arg("--target-dir")
         .arg(target)
         .env("RUSTFLAGS", "-Ctarget-feature=+crt-static -Cstrip=debuginfo")
-        .current_dir(root)
+        .current_dir(&project.root)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
     let done = cargo.output().context("run cargo")?;

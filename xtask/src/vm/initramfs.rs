@@ -23,6 +23,13 @@ impl Archive {
         self.entry(name, DIRECTORY, &[]);
     }
 
+    /// The directories that `name` lies in. One that is there already stays as it is.
+    pub fn directories_of(&mut self, name: &str) {
+        for (at, _) in name.match_indices('/') {
+            self.directory(&name[..at]);
+        }
+    }
+
     /// A symbolic link.
     pub fn symlink(&mut self, name: &str, to: &str) {
         self.entry(name, SYMLINK, to.as_bytes());
@@ -41,7 +48,25 @@ impl Archive {
         Ok(())
     }
 
-    /// The finished archive.
+    /// A copy of what is in `folder`, which gets this name; symbolic links are left out.
+    pub fn tree(&mut self, name: &str, folder: &Path) -> Result<()> {
+        self.directory(name);
+        let mut entries = fs::read_dir(folder)
+            .with_context(|| format!("read {}", folder.display()))?
+            .collect::<std::io::Result<Vec<_>>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let name = format!("{name}/{}", entry.file_name().to_string_lossy());
+            if entry.file_type()?.is_dir() {
+                self.tree(&name, &entry.path())?;
+            } else if entry.file_type()?.is_file() {
+                self.file(&name, &entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The finished archive. Archives may follow each other in one file.
     pub fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, &[]);
         self.bytes

@@ -41,9 +41,6 @@ pub fn transport_settings() -> Result<String> {
     Ok(dump.lines().filter(is_transport).map(|line| format!("{line}\n")).collect())
 }
 
-/// The code name of the Debian release that the kernels come from.
-pub const CODENAME: &str = "trixie";
-
 /// Whether this machine is Debian or derived from it, so that packages can be installed with apt.
 pub fn debian_like() -> bool {
     fs::read_to_string("/etc/os-release").is_ok_and(|text| {

@@ -9,26 +9,50 @@
 //! |---|---|
 //! | [`cache`] | where things are kept, and that one process at a time changes them |
 //! | [`mirror`] | the package mirror that this machine's apt uses |
-//! | [`prepare`] | chroot, kernel headers, metadata, image |
+//! | [`suite`] | which suite has a kernel, and the chroot of its compilers |
+//! | [`prepare`] | kernel headers, metadata, image |
 //! | [`build`] | the module and the static programs that run beside it |
+//! | [`furniture`] | the kernel's own modules and the tools that every machine has |
 //! | [`initramfs`] | the archive that the kernel boots with |
 //! | [`machine`] | QEMU: booting, what it printed, how it ended |
+//! | [`results`] | the tests' result lines, counted |
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+use crate::project::Project;
+use crate::report::{Outcome, Report};
+
 mod build;
 mod cache;
+mod furniture;
 mod initramfs;
 mod machine;
 mod mirror;
 mod prepare;
+mod results;
+mod suite;
 
 use cache::Cache;
-use prepare::Target;
+use machine::{Failed, Settings};
+use suite::Kernel;
+
+/// The kernels of the test command: the newest, the oldest series that the module supports, and the
+/// same built by a compiler 12 versions younger.
+const TESTED: [Wanted; 3] = [
+    Wanted { series: None, suite: "trixie-backports", tests: Tests::All },
+    Wanted { series: Some("7.2"), suite: "trixie-backports", tests: Tests::Module },
+    Wanted { series: Some("7.2"), suite: "testing", tests: Tests::Smoke },
+];
+/// Test programs that run quickly and use most of the module.
+const SMOKE: [&str; 2] = ["stream", "memory"];
+/// Time for all tests in the machine.
+const TEST_TIMEOUT_S: u64 = 900;
 
 /// `cargo xtask vm`
 #[derive(Debug, Args)]
@@ -36,6 +60,9 @@ pub struct VmArgs {
     /// Series of the kernel, such as 7.2; without it, the newest that the distribution has
     #[arg(long, value_name = "SERIES")]
     kernel: Option<String>,
+    /// Suite that the kernel is from, such as testing; without it, the first that has it
+    #[arg(long, value_name = "SUITE")]
+    suite: Option<String>,
     #[command(subcommand)]
     task: Task,
 }
@@ -48,64 +75,225 @@ enum Task {
     Build,
     /// Lint the module with the kernel's clippy
     Clippy,
-    /// Run a command in the machine, with the module loaded
+    /// Run a command in the machine, with the module loaded; exits with the command's status
     Run {
+        #[command(flatten)]
+        options: RunOptions,
         /// Seconds after which the machine is stopped
-        #[arg(long, default_value_t = 120)]
+        #[arg(long, value_name = "S", default_value_t = 120)]
         timeout: u64,
+        /// One CPU whose clock advances 1 ns with each instruction, for measurements
+        #[arg(long)]
+        icount: bool,
         /// The command and its arguments
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
     },
     /// A shell in the machine, with the module loaded
-    Shell,
+    Shell {
+        #[command(flatten)]
+        options: RunOptions,
+    },
     /// The module's tests, in the machine
     Test {
+        /// Seconds after which the machine is stopped
+        #[arg(long, value_name = "S", default_value_t = TEST_TIMEOUT_S)]
+        timeout: u64,
         /// Passed to the test programs: a filter, --nocapture and the like
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<OsString>,
+        arguments: Vec<String>,
     },
 }
 
-/// Runs one of the tasks. `root` is the checkout, `target` where cargo builds.
-pub fn run(root: &Path, target: &Path, arguments: &VmArgs) -> Result<()> {
+#[derive(Debug, Args)]
+struct RunOptions {
+    /// Do not load the module
+    #[arg(long)]
+    no_module: bool,
+    /// Add a word to the kernel's command line, such as lockdown=integrity (repeatable)
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    append: Vec<String>,
+    /// Put a file into the machine's /root, under its own name (repeatable)
+    #[arg(long, value_name = "FILE")]
+    file: Vec<PathBuf>,
+}
+
+/// Runs one of the tasks.
+pub fn run(project: &Project, arguments: &VmArgs) -> Result<ExitCode> {
     let cache = Cache::open()?;
-    let kernel = prepare::run(&cache, arguments.kernel.as_deref())?;
-    cache.share()?;
-    println!("kernel {}", kernel.release);
+    let kernel = prepare::run(&cache, arguments.kernel.as_deref(), arguments.suite.as_deref())?;
+    eprintln!("kernel {} ({})", kernel.release, kernel.suite.kernels);
     match &arguments.task {
-        Task::Prepare => machine::accelerator(&cache, &kernel).map(drop),
-        Task::Build => {
-            println!("{}", build::module(&cache, &kernel, root, target)?.display());
-            Ok(())
+        Task::Prepare => machine::accelerator(&cache, &kernel).map(drop)?,
+        Task::Build => println!("{}", build::module(&cache, &kernel, project)?.display()),
+        Task::Clippy => build::clippy(&cache, &kernel, &project.root)?,
+        Task::Run { options, timeout, icount, command } => {
+            let guest = Guest::new(&cache, &kernel, project)?.with(&options.file);
+            let settings = options.settings(*timeout, *icount);
+            if let Err(error) = machine::run(&cache, &kernel, &guest, command, settings) {
+                let Some(Failed(status)) = error.downcast_ref() else { return Err(error) };
+                return Ok(ExitCode::from(*status));
+            }
         }
-        Task::Clippy => build::clippy(&cache, &kernel, root),
-        Task::Run { timeout, command } => {
-            let guest = guest(&cache, &kernel, root, target)?;
-            machine::run(&cache, &kernel, &guest, command, *timeout)
+        Task::Shell { options } => {
+            let guest = Guest::new(&cache, &kernel, project)?.with(&options.file);
+            machine::shell(&cache, &kernel, &guest, options.settings(0, false))?;
         }
-        Task::Shell => {
-            let guest = guest(&cache, &kernel, root, target)?;
-            machine::shell(&cache, &kernel, &guest)
+        Task::Test { timeout, arguments } => {
+            let mut guest = Guest::new(&cache, &kernel, project)?;
+            for test in &mut guest.tests {
+                test.choose(arguments);
+            }
+            machine::test(&cache, &kernel, &guest, Settings::tests(*timeout))?;
         }
-        Task::Test { arguments } => {
-            let guest = guest(&cache, &kernel, root, target)?;
-            machine::test(&cache, &kernel, &guest, arguments)
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl RunOptions {
+    fn settings(&self, timeout_s: u64, icount: bool) -> Settings {
+        Settings {
+            timeout: Duration::from_secs(timeout_s),
+            icount,
+            append: self.append.clone(),
+            load: !self.no_module,
         }
+    }
+}
+
+impl Settings {
+    fn tests(timeout_s: u64) -> Self {
+        let timeout = Duration::from_secs(timeout_s);
+        Self { timeout, icount: false, append: Vec::new(), load: true }
+    }
+}
+
+/// A test program and how it is called.
+#[derive(Clone, Debug)]
+struct Test {
+    program: String,
+    /// Whether it has libtest's options.
+    libtest: bool,
+    arguments: Vec<String>,
+}
+
+impl Test {
+    /// Adds what the user said: everything to a program with libtest's options, filters to others.
+    fn choose(&mut self, arguments: &[String]) {
+        let filters = arguments.iter().filter(|word| self.libtest || !word.starts_with('-'));
+        self.arguments.extend(filters.cloned());
     }
 }
 
 /// What the machine is given: the module and programs.
 struct Guest {
-    module: std::path::PathBuf,
-    /// Name in the machine's path, and file here.
-    programs: Vec<(String, std::path::PathBuf)>,
-    /// Names of those that are test programs, in the order in which they run.
-    tests: Vec<String>,
+    module: PathBuf,
+    /// Path in the machine, and file here.
+    files: Vec<(String, PathBuf)>,
+    /// Those that are test programs, in the order in which they run.
+    tests: Vec<Test>,
 }
 
-fn guest(cache: &Cache, kernel: &Target, root: &Path, target: &Path) -> Result<Guest> {
-    let module = build::module(cache, kernel, root, target)?;
-    let (programs, tests) = build::programs(root, target)?;
-    Ok(Guest { module, programs, tests })
+impl Guest {
+    fn new(cache: &Cache, kernel: &Kernel, project: &Project) -> Result<Self> {
+        let module = build::module(cache, kernel, project)?;
+        let (mut files, tests) = build::programs(project)?;
+        let consumer = build::consumer(cache, kernel, project)?;
+        files.push((format!("bin/{}", build::CONSUMER), consumer));
+        files.extend(build::scripts(project, &module));
+        Ok(Self { module, files, tests })
+    }
+
+    fn with(mut self, files: &[PathBuf]) -> Self {
+        for file in files {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            self.files.push((format!("root/{name}"), file.clone()));
+        }
+        self
+    }
+}
+
+/// A kernel that is asked for, and what is run in it.
+struct Wanted {
+    series: Option<&'static str>,
+    suite: &'static str,
+    tests: Tests,
+}
+
+/// How much of the tests.
+#[derive(Clone, Copy)]
+enum Tests {
+    All,
+    /// Those of the module itself.
+    Module,
+    Smoke,
+}
+
+impl Tests {
+    fn wants(self, test: &Test) -> bool {
+        match self {
+            Self::All => true,
+            Self::Module => {
+                test.libtest
+                    || [build::CONSUMER, build::SCRIPTS_TEST].contains(&test.program.as_str())
+            }
+            Self::Smoke => SMOKE.contains(&test.program.as_str()),
+        }
+    }
+}
+
+impl Wanted {
+    fn row(&self, name: &str) -> String {
+        format!("{name} ({} of {})", self.series.unwrap_or("newest"), self.suite)
+    }
+}
+
+/// Rows of the test command: the module built for each kernel, warnings denied, and the kernel's lints.
+pub fn build_rows(project: &Project, report: &mut Report, name: &str) {
+    for wanted in &TESTED {
+        report.step(&wanted.row(name), || {
+            outcome(wanted, |cache, kernel| {
+                build::module(cache, kernel, project)?;
+                build::clippy(cache, kernel, &project.root)?;
+                Ok(kernel.release.clone())
+            })
+        });
+    }
+}
+
+/// Rows of the test command: the tests in a virtual machine of each kernel.
+pub fn test_rows(project: &Project, report: &mut Report, name: &str) {
+    for wanted in &TESTED {
+        report.step(&wanted.row(name), || {
+            outcome(wanted, |cache, kernel| {
+                let mut guest = Guest::new(cache, kernel, project)?;
+                guest.tests.retain(|test| wanted.tests.wants(test));
+                let tally = machine::test(cache, kernel, &guest, Settings::tests(TEST_TIMEOUT_S))?;
+                Ok(format!("{}: {tally}", kernel.release))
+            })
+        });
+    }
+}
+
+/// A machine that cannot be made here is no failure; anything wrong after that is.
+fn outcome(wanted: &Wanted, task: impl FnOnce(&Cache, &Kernel) -> Result<String>) -> Outcome {
+    let prepared = Cache::open().and_then(|cache| {
+        let kernel = prepare::run(&cache, wanted.series, Some(wanted.suite))?;
+        Ok((cache, kernel))
+    });
+    let result = match prepared {
+        Ok((cache, kernel)) => task(&cache, &kernel),
+        Err(error) if error.downcast_ref::<prepare::Unavailable>().is_some() => {
+            eprintln!("{error:#}");
+            // What a program said comes at the end, and its last line is the reason.
+            let cause = error.root_cause().to_string();
+            let reason = cause.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+            return Outcome::NotRun(format!("{error}: {reason}"));
+        }
+        Err(error) => Err(error),
+    };
+    match result {
+        Ok(remark) => Outcome::Passed(remark),
+        Err(error) => Outcome::Failed(format!("{error:#}")),
+    }
 }
