@@ -24,7 +24,7 @@ use super::header::{self, Kind, RtpHeader};
 use super::producer::Readers;
 use super::source::{Seen, Step};
 use super::staging::{distance, Entry, Order, Placement, Staging};
-use super::table::{Flow, Key, SourceEntry, Table, IDLE_NS};
+use super::table::{Flow, Key, Secret, SourceEntry, Table, IDLE_NS};
 use super::view::RingView;
 
 /// Storage of a receive stream, allocated by whoever runs the engine.
@@ -93,6 +93,8 @@ pub struct Config {
     pub clock_rates: [u32; 128],
     /// A reliable reader of another process that holds the ring full for this long is made lossy.
     pub stall_ns: u64,
+    /// Keeps senders from choosing where they stand in the source table: random, outside tests.
+    pub secret: Secret,
 }
 
 /// A packet in a slot.
@@ -203,7 +205,7 @@ impl<M: Memory> ReceiveCore<M> {
         Self {
             slot_count,
             staging: Staging::new(storage.entries, storage.slots, config.start, order, config.legs),
-            table: Table::new(storage.sources, storage.index, idle_ns),
+            table: Table::new(storage.sources, storage.index, idle_ns, config.secret),
             readers: Readers::new(),
             hold: Hold::new(storage.held),
             candidate: None,
@@ -532,6 +534,20 @@ impl<M: Memory> ReceiveCore<M> {
     /// The next source whose figures changed since it was last taken here.
     pub fn take_dirty_source(&mut self) -> Option<(u16, SourceFigures)> {
         self.table.take_dirty()
+    }
+
+    /// Takes on `leg` only packets from `source`, as in [`Flow::source`]. Before the first packet.
+    pub fn set_leg_source(&mut self, leg: usize, source: [u8; 16]) {
+        if let Some(place) = self.config.filter.sources.get_mut(leg) {
+            *place = Some(source);
+        }
+    }
+
+    /// Sets the RTP clock rate of a payload type, Hz; 0: not known. Before the first packet.
+    pub fn set_clock_rate(&mut self, payload_type: u8, hz: u32) {
+        if let Some(place) = self.config.clock_rates.get_mut(usize::from(payload_type)) {
+            *place = hz;
+        }
     }
 
     /// Changes for how long a reliable reader of another process may hold the ring full, nanoseconds.
