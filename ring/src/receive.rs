@@ -192,6 +192,8 @@ pub struct ReceiveCore<M: Memory> {
     pub(super) counters: StreamCounters,
     /// First position that may not be written.
     pub(super) limit: Option<u64>,
+    /// Packets that one leg alone had, when the counters were set to zero.
+    recovered_before: u64,
 }
 
 impl<M: Memory> ReceiveCore<M> {
@@ -215,6 +217,7 @@ impl<M: Memory> ReceiveCore<M> {
             legs: [leg; LEGS_MAX],
             counters: StreamCounters::default(),
             limit: None,
+            recovered_before: 0,
             config,
         }
     }
@@ -481,6 +484,16 @@ impl<M: Memory> ReceiveCore<M> {
         self.staging.head()
     }
 
+    /// One more than the highest position being written.
+    pub fn claim(&self) -> u64 {
+        self.staging.claim()
+    }
+
+    /// The widest run of positions that may wait for a missing one.
+    pub fn window(&self) -> u32 {
+        self.staging.window()
+    }
+
     /// The stream's counters now.
     pub fn counters(&self, now_ns: u64) -> StreamCounters {
         let expected =
@@ -489,13 +502,28 @@ impl<M: Memory> ReceiveCore<M> {
             staged: self.staging.staged().wrapping_add(self.hold.len() as u64),
             expected,
             lost: expected.saturating_sub(self.counters.unique),
-            recovered: (0..LEGS_MAX)
-                .fold(0, |sum: u64, leg| sum.wrapping_add(self.staging.alone(leg))),
+            recovered: self.alone().saturating_sub(self.recovered_before),
             sources: self.table.used() as u64,
             readers: self.readers.count() as u64,
             updated_ns: now_ns,
             ..self.counters
         }
+    }
+
+    fn alone(&self) -> u64 {
+        (0..LEGS_MAX).fold(0, |sum: u64, leg| sum.wrapping_add(self.staging.alone(leg)))
+    }
+
+    /// Sets the stream's counters to zero; those of legs and sources stay. Returns whether it did: not
+    /// while packets are held back, which are in the books already.
+    pub fn reset_counters(&mut self) -> bool {
+        if self.staging.staged() != 0 || !self.hold.is_empty() {
+            return false;
+        }
+        self.counters = StreamCounters::default();
+        self.run.prior = self.run.prior.wrapping_sub(self.run.expected());
+        self.recovered_before = self.alone();
+        true
     }
 
     /// The counters that the engine keeps: those of sockets, wake-ups and simulated bursts.
