@@ -101,7 +101,7 @@ impl Receive {
         }
         let mut engine = self.engine.lock();
         for (at, leg) in (0..LEGS_MAX).zip(wanted.iter().flatten()) {
-            // SAFETY: Before a leg is dropped, `rest` has the engine forget it.
+            // SAFETY: Legs are dropped while the stream rests, and `rest` has the engine forget them.
             unsafe { engine.watch(at, Some(leg.view())) };
         }
         let due_ns = engine.start(&self.shared.memory);
@@ -131,7 +131,14 @@ impl Receive {
     /// Stops, whatever its state, when nobody looks any more, and lets go of the legs.
     pub(crate) fn end(&self) {
         self.rest();
-        for leg in self.legs.lock().iter_mut() {
+        self.let_go();
+    }
+
+    /// Lets the legs go, of a stream that does not run.
+    pub(crate) fn let_go(&self) {
+        let mut legs = self.legs.lock();
+        release(&mut *legs);
+        for leg in legs.iter_mut() {
             *leg = None;
         }
     }

@@ -374,6 +374,13 @@ impl Kind {
         }
     }
 
+    /// Lets the legs of a stream that does not run go.
+    fn let_go(&self) {
+        match self {
+            Self::Receive(receive) => receive.let_go(),
+        }
+    }
+
     /// Nobody has the stream any more: as [`stop`](Self::stop), whatever its state, and for good.
     fn end(&self) {
         match self {
@@ -466,14 +473,20 @@ impl Stream {
         Ok(())
     }
 
-    /// Stops it.
-    pub(crate) fn stop(&self) -> Result {
+    /// Stops it, and lets its legs go if so told, which one that does not run does, too.
+    pub(crate) fn stop(&self, legs: bool) -> Result {
         let mut control = self.control.lock();
-        if control.state != abi::STATE_RUNNING {
+        let running = control.state == abi::STATE_RUNNING;
+        if !running && !legs {
             return Err(EBUSY);
         }
-        control.state = abi::STATE_STOPPED;
-        self.kind.stop();
+        if running {
+            control.state = abi::STATE_STOPPED;
+            self.kind.stop();
+        }
+        if legs {
+            self.kind.let_go();
+        }
         Ok(())
     }
 
