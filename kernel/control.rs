@@ -43,6 +43,8 @@ unsafe impl Argument for ioctl::Attach {}
 // SAFETY: As above.
 unsafe impl Argument for ioctl::AddLeg {}
 // SAFETY: As above.
+unsafe impl Argument for ioctl::Heard {}
+// SAFETY: As above.
 unsafe impl Argument for ioctl::Plain {}
 // SAFETY: As above.
 unsafe impl Argument for ioctl::Stats {}
@@ -158,6 +160,8 @@ pub(crate) fn call(handle: &Handle, command: u32, address: usize) -> Result {
         plain(handle, address, |_| Err(EOPNOTSUPP))
     } else if is(ioctl::LIST) {
         list(address)
+    } else if is(ioctl::HEARD) {
+        heard(handle, address)
     } else {
         Err(ENOTTY)
     }
@@ -178,20 +182,20 @@ fn plain(handle: &Handle, address: usize, act: impl FnOnce(&Role) -> Result) -> 
 
 fn stop(handle: &Handle, address: usize) -> Result {
     let (_, argument) = Place::fetch::<ioctl::Plain>(address)?;
-    // A stream without legs has none to let go.
     if argument.flags & !ioctl::STOP_LEGS != 0 {
         return Err(EINVAL);
     }
     let role = role(handle)?;
     role.require_owner()?;
-    role.stream().stop()
+    role.stream().stop(argument.flags & ioctl::STOP_LEGS != 0)
 }
 
 fn version(address: usize) -> Result {
     let (place, mut version) = Place::fetch::<ioctl::Version>(address)?;
     version.abi_major = abi::ABI_MAJOR;
     version.abi_minor = abi::ABI_MINOR;
-    version.features = feature::SIMULATED | feature::EXACT_TIMES;
+    version.features =
+        feature::SIMULATED | feature::EXACT_TIMES | feature::ORDERED | feature::UDP_RECEIVE;
     version.release = [0; 32];
     for (to, from) in version.release.iter_mut().zip(b"0.1.0") {
         *to = *from;
@@ -252,12 +256,16 @@ fn is_admin() -> bool {
 
 fn add_leg(handle: &Handle, address: usize) -> Result {
     let (_, leg) = Place::fetch::<ioctl::AddLeg>(address)?;
-    if leg.flags != 0 {
-        return Err(EINVAL);
-    }
-    role(handle)?.require_owner()?;
-    // UDP legs are not part of this module yet.
-    Err(EOPNOTSUPP)
+    let role = role(handle)?;
+    role.require_owner()?;
+    role.stream().add_leg(&leg)
+}
+
+fn heard(handle: &Handle, address: usize) -> Result {
+    let (_, heard) = Place::fetch::<ioctl::Heard>(address)?;
+    let role = role(handle)?;
+    role.require_owner()?;
+    role.stream().heard(&heard)
 }
 
 fn stats(handle: &Handle, address: usize) -> Result {

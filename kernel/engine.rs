@@ -11,19 +11,31 @@ use kernel::bindings;
 use kernel::prelude::*;
 
 use crate::memory::Memory;
-use crate::primitives::{monotonic_ns, realtime_ns, tai_ns, trace, WaitQueue};
-use crate::ring::abi::{self, ioctl, status, ReaderStatus, StreamCounters, READERS_MAX};
+use crate::primitives::{monotonic_ns, random, realtime_ns, tai_ns, trace, WaitQueue};
+use crate::ring::abi::StreamCounters;
+use crate::ring::abi::{self, feature, ioctl, status, ReaderStatus, LEGS_MAX, READERS_MAX};
 use crate::ring::follow::Held;
+use crate::ring::header::Kind;
 use crate::ring::producer::Mode;
 use crate::ring::receive::{self, Filter, Packet, ReceiveCore, Storage, Verdict};
-use crate::ring::staging::Entry;
+use crate::ring::source::static_clock_rate;
+use crate::ring::staging::{Entry, Order};
 use crate::ring::table::{Flow, SourceEntry};
+use crate::source::udp::SocketView;
 use crate::source::Source;
 
 /// What readers are told by poll.
 const READABLE: u32 = bindings::POLLIN | 0x40;
 /// A clock step is what CLOCK_REALTIME moves against CLOCK_MONOTONIC by more than this.
 const STEP_NS: u64 = 1_000_000;
+/// How often the clocks and the sockets' drop counters are looked at.
+const HOUSEKEEPING_NS: u64 = 500_000_000;
+/// Longest that gaps may stay open.
+pub(crate) const REORDER_MAX_NS: u64 = 60_000_000_000;
+/// Free positions below which the readers' tails are looked at before every packet.
+const ROOM_LOW: u64 = 64;
+/// The rest of a train that does not come is waited for so long.
+const TRAIN_NS: u64 = 1_000_000;
 
 /// Storage of the ring core in kernel memory.
 pub(crate) struct KernelMemory;
@@ -46,8 +58,16 @@ pub(crate) fn storage(header: &abi::Header) -> Result<Storage<KernelMemory>> {
         slots: KVVec::from_elem(0, header.slot_total as usize, flags)?,
         sources: KVVec::from_elem(SourceEntry::FREE, sources, flags)?,
         index: KVVec::from_elem(0, index, flags)?,
-        held: KVVec::from_elem(Held::EMPTY, 1, flags)?,
+        held: KVVec::from_elem(Held::EMPTY, held_max(header), flags)?,
     })
+}
+
+/// Packets that may be held for a source that is not proven yet.
+fn held_max(header: &abi::Header) -> usize {
+    match header.features & feature::ORDERED {
+        0 => 1,
+        _ => (header.slot_count / 2) as usize,
+    }
 }
 
 /// How long published packets have waited for a reader whose threshold is not reached.
@@ -58,25 +78,74 @@ struct Patience {
     over: bool,
 }
 
-/// A stream's engine.
+/// The socket of a leg, looked at for what it dropped.
+struct Socket {
+    view: SocketView,
+    /// Its count at the last look, modulo 2^32.
+    drops: u32,
+}
+
+/// A receive stream's engine.
 pub(crate) struct Engine {
     id: u64,
     core: KBox<ReceiveCore<KernelMemory>>,
-    source: KBox<dyn Source>,
+    /// What brings packets when the timer says so; `None`: legs do, at any time.
+    source: Option<KBox<dyn Source>>,
+    legs: usize,
+    sockets: [Option<Socket>; LEGS_MAX],
+    /// By leg: time stamp of its latest packet, if that was followed by others of its train.
+    trains: [Option<u64>; LEGS_MAX],
     running: bool,
     stopped: bool,
     /// When the timer is due, if it is started.
     alarm_ns: Option<u64>,
+    /// Packets were placed and wait for the rest of their train.
+    pending: bool,
     /// Bit per reader.
     readers: u32,
     patience: [Patience; READERS_MAX],
+    /// What the readers' status pages say.
+    shown: [ReaderStatus; READERS_MAX],
+    /// Position at which the readers' tails have to be looked at again.
+    look_at: u64,
     max_latency_ns: u64,
-    /// Bytes that the device made of the packet at each position.
+    /// How long gaps stay open; `None`: arrival order.
+    reorder_ns: Option<u64>,
+    /// Bytes that the device made of the packet at each position; empty with legs.
     lens: KVVec<u32>,
     /// Every reader has released, or lost, what is before this position.
     consumed_to: u64,
+    /// Packets dropped for want of room, as far as they were traced.
+    traced: u64,
+    /// Last look at clocks and sockets.
+    looked_ns: u64,
     /// CLOCK_REALTIME less CLOCK_MONOTONIC.
     realtime_offset_ns: u64,
+}
+
+/// A packet of a leg.
+pub(crate) struct Datagram<'a> {
+    pub(crate) leg: u8,
+    /// Its first bytes.
+    pub(crate) head: &'a [u8],
+    pub(crate) len: u32,
+    /// The next packet of its train comes right after it.
+    pub(crate) more: bool,
+    /// What the network stack stamped it with; 0: nothing.
+    pub(crate) stamp_ns: u64,
+    pub(crate) now_ns: u64,
+    pub(crate) arrival_ns: u64,
+    pub(crate) time_ns: u64,
+    pub(crate) flow: Flow,
+}
+
+/// What became of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It was taken, and counted.
+    Taken,
+    /// It is the socket's.
+    Left,
 }
 
 /// A free slot that a source has for itself.
@@ -89,7 +158,6 @@ pub(crate) struct Intake<'a> {
     memory: &'a Memory,
     now_ns: u64,
     tai_ns: u64,
-    dropped: u64,
 }
 
 impl Intake<'_> {
@@ -138,7 +206,6 @@ impl Intake<'_> {
         bump(&mut counters.received, 1);
         bump(&mut counters.dropped_ring_full, 1);
         bump(&mut counters.bytes_overflowed, u64::from(produced));
-        self.dropped = self.dropped.wrapping_add(1);
     }
 
     /// A burst is complete.
@@ -168,7 +235,6 @@ impl Intake<'_> {
             }
         } else {
             bump(&mut self.core.counters_mut().bytes_overflowed, u64::from(produced));
-            self.dropped = self.dropped.wrapping_add(1);
             self.core.give_back(slot.0);
         }
     }
@@ -197,35 +263,78 @@ impl Engine {
     pub(crate) fn new(
         header: &abi::Header,
         config: receive::Config,
-        source: KBox<dyn Source>,
+        source: Option<KBox<dyn Source>>,
     ) -> Result<Self> {
         let storage = storage(header)?;
-        let lens =
-            KVVec::from_elem(0, header.slot_count as usize, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
+        let lens = if source.is_some() { header.slot_count as usize } else { 0 };
+        let lens = KVVec::from_elem(0, lens, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
         Ok(Self {
             id: header.stream_id,
             consumed_to: config.start,
+            legs: usize::from(config.legs),
+            reorder_ns: config.order.map(|order| order.reorder_ns),
             core: KBox::new(ReceiveCore::new(config, storage), GFP_KERNEL_ACCOUNT)?,
             source,
+            sockets: [const { None }; LEGS_MAX],
+            trains: [None; LEGS_MAX],
             running: false,
             stopped: false,
             alarm_ns: None,
+            pending: false,
             readers: 0,
             patience: [Patience { due_ns: None, over: false }; READERS_MAX],
+            shown: [ReaderStatus::default(); READERS_MAX],
+            look_at: config.start,
             max_latency_ns: 0,
             lens,
+            traced: 0,
+            looked_ns: 0,
             realtime_offset_ns: realtime_ns().wrapping_sub(monotonic_ns()),
         })
     }
 
+    /// Whether packets are taken.
+    pub(crate) fn is_running(&self) -> bool {
+        self.running
+    }
+
     /// Runs, from now on. Returns when [`service`](Self::service) is due.
     pub(crate) fn start(&mut self, memory: &Memory) -> Option<u64> {
+        let now_ns = monotonic_ns();
         self.running = true;
         self.stopped = false;
         memory.live(status::STATE).store(abi::STATE_RUNNING);
-        let due_ns = self.source.start(monotonic_ns());
-        self.publish_figures(memory, monotonic_ns());
-        due_ns
+        self.look_around(memory, now_ns);
+        self.publish_figures(memory, now_ns);
+        match &mut self.source {
+            Some(source) => source.start(now_ns),
+            None => Some(now_ns.saturating_add(HOUSEKEEPING_NS)),
+        }
+    }
+
+    /// Looks, from now on, at the socket of `leg` for what it drops; `None`: no more.
+    ///
+    /// # Safety
+    ///
+    /// The leg that `view` is of lives until this is called for it again.
+    pub(crate) unsafe fn watch(&mut self, leg: usize, view: Option<SocketView>) {
+        self.look_at_sockets();
+        let socket = view.map(|view| {
+            // SAFETY: As this function's own requirement.
+            let (drops, buffer) = unsafe { view.figures() };
+            if let Some(figures) = self.core.leg_figures_mut(leg) {
+                figures.socket_buffer = u64::from(buffer);
+            }
+            Socket { view, drops }
+        });
+        if let Some(place) = self.sockets.get_mut(leg) {
+            *place = socket;
+        }
+    }
+
+    /// Takes on `leg` only packets from `source`.
+    pub(crate) fn set_leg_source(&mut self, leg: usize, source: [u8; 16]) {
+        self.core.set_leg_source(leg, source);
     }
 
     /// Takes nothing more, and starts no timer.
@@ -254,9 +363,9 @@ impl Engine {
         self.stopped = true;
         self.alarm_ns = None;
         self.core.finish(&memory.ring());
-        self.core.flush(&memory.ring(), now_ns);
+        self.look_around(memory, now_ns);
+        self.conclude(memory, waits, now_ns);
         memory.live(status::STATE).store(abi::STATE_STOPPED);
-        self.publish_figures(memory, now_ns);
         for wait in waits {
             wait.wake(READABLE | bindings::POLLHUP);
         }
@@ -273,36 +382,164 @@ impl Engine {
         }
         let now_ns = monotonic_ns();
         self.observe_readers(memory, now_ns);
-        let before = self.core.head();
-        let mut intake = Intake {
-            core: &mut self.core,
-            lens: &mut self.lens,
-            memory,
-            now_ns,
-            tai_ns: tai_ns(),
-            dropped: 0,
+        let source_ns = match &mut self.source {
+            Some(source) => {
+                let mut intake = Intake {
+                    core: &mut self.core,
+                    lens: &mut self.lens,
+                    memory,
+                    now_ns,
+                    tai_ns: tai_ns(),
+                };
+                source.service(&mut intake, now_ns)
+            }
+            None => None,
         };
-        let source_ns = self.source.service(&mut intake, now_ns);
-        let dropped = intake.dropped;
+        self.core.expire(&memory.ring(), now_ns);
+        let due_ns = self.conclude(memory, waits, now_ns);
+        let look_ns = match self.source {
+            Some(_) => None,
+            None => Some(self.looked_ns.saturating_add(HOUSEKEEPING_NS)),
+        };
+        [source_ns, due_ns, look_ns].into_iter().flatten().min()
+    }
+
+    /// A packet of a leg, which is copied into its slot by `copy`; `copy` fails if the packet is not as
+    /// long as it said. [`conclude`](Self::conclude) or [`postpone`](Self::postpone) follows.
+    pub(crate) fn datagram(
+        &mut self,
+        memory: &Memory,
+        datagram: &Datagram<'_>,
+        copy: impl FnOnce(&mut [u8]) -> bool,
+    ) -> Outcome {
+        if self.core.claim().wrapping_sub(self.look_at) as i64 >= 0 {
+            self.observe_readers(memory, datagram.now_ns);
+        }
+        let coalesced = self.is_coalesced(datagram);
+        if coalesced {
+            bump(&mut self.core.counters_mut().coalesced, 1);
+        }
+        let mut slots = [0];
+        if self.core.take_slots(&mut slots) == 0 {
+            self.core.without_slot(datagram.head);
+            return Outcome::Taken;
+        }
+        let [slot] = slots;
+        // SAFETY: The slot was taken from the free ones, and is nobody's but ours until the verdict.
+        let space = unsafe { memory.slot(slot) };
+        let mut packet = Packet {
+            slot,
+            len: datagram.len,
+            truncated: false,
+            coalesced,
+            leg: datagram.leg,
+            arrival_ns: datagram.arrival_ns,
+            time_ns: datagram.time_ns,
+            flow: datagram.flow,
+        };
+        let bytes = match space.get_mut(..datagram.len as usize) {
+            Some(space) => {
+                if !copy(space) {
+                    self.core.give_back(slot);
+                    return Outcome::Left;
+                }
+                &*space
+            }
+            None => {
+                packet.truncated = true;
+                datagram.head
+            }
+        };
+        match self.core.packet(&memory.ring(), &packet, bytes) {
+            Verdict::Kept => return Outcome::Taken,
+            Verdict::Free => {}
+            // A filter left less of it than a header.
+            Verdict::Passed(_) => {
+                self.core.give_back(slot);
+                return Outcome::Left;
+            }
+        }
+        self.core.give_back(slot);
+        Outcome::Taken
+    }
+
+    /// Whether a packet came coalesced with others: more of its train follow, or it is the last of one.
+    fn is_coalesced(&mut self, datagram: &Datagram<'_>) -> bool {
+        let Some(train) = self.trains.get_mut(usize::from(datagram.leg)) else { return false };
+        let follows = *train == Some(datagram.stamp_ns);
+        *train = datagram.more.then_some(datagram.stamp_ns);
+        datagram.more || follows
+    }
+
+    /// A packet that was left to the socket of a leg. [`conclude`](Self::conclude) follows.
+    pub(crate) fn passed(&mut self, kind: Kind) {
+        self.core.passed(kind);
+    }
+
+    /// What a user heard beside the legs: so many packets by kind, and a BYE of `bye`.
+    /// [`conclude`](Self::conclude) follows.
+    pub(crate) fn heard(&mut self, memory: &Memory, passed: [u32; 4], bye: Option<u32>) {
+        let [rtcp, stun, dtls, other] = passed;
+        let counters = self.core.counters_mut();
+        bump(&mut counters.passed_rtcp, u64::from(rtcp));
+        bump(&mut counters.passed_stun, u64::from(stun));
+        bump(&mut counters.passed_dtls, u64::from(dtls));
+        bump(&mut counters.passed_other, u64::from(other));
+        if let Some(ssrc) = bye {
+            self.core.bye(&memory.ring(), ssrc, monotonic_ns());
+        }
+    }
+
+    /// More packets of a train follow at once, and are published with this one. Returns until when they
+    /// are waited for.
+    pub(crate) fn postpone(&mut self, now_ns: u64) -> u64 {
+        self.pending = true;
+        now_ns.saturating_add(TRAIN_NS)
+    }
+
+    /// Publishes what was placed, figures first: they are never behind what a reader has. Wakes whom it
+    /// concerns. Returns when [`service`](Self::service) is due.
+    pub(crate) fn conclude(
+        &mut self,
+        memory: &Memory,
+        waits: &[WaitQueue; READERS_MAX],
+        now_ns: u64,
+    ) -> Option<u64> {
+        self.pending = false;
+        if now_ns.saturating_sub(self.looked_ns) >= HOUSEKEEPING_NS {
+            self.look_around(memory, now_ns);
+        }
+        self.observe_readers(memory, now_ns);
+        self.core.tally();
+        self.publish_figures(memory, now_ns);
         let ring = memory.ring();
-        self.core.expire(&ring, now_ns);
-        let news = self.core.flush(&ring, now_ns);
-        self.skip_lapped();
-        let head = self.core.head();
-        if news {
+        let before = ring.head.load();
+        let demoted = self.core.counters_mut().readers_demoted;
+        if self.core.flush(&ring, now_ns) {
+            let head = self.core.head();
             trace::publish(self.id, head, head.wrapping_sub(before));
         }
-        if dropped > 0 {
-            trace::drop(self.id, head, dropped);
+        self.skip_lapped();
+        let full = self.core.counters_mut().dropped_ring_full;
+        if full != self.traced {
+            trace::drop(self.id, self.core.head(), full.wrapping_sub(self.traced));
+            self.traced = full;
         }
-        let patience_ns = self.wake_readers(memory, waits, now_ns);
-        self.publish_figures(memory, now_ns);
-        [source_ns, self.core.next_deadline(), patience_ns].into_iter().flatten().min()
+        let (woken, patience_ns) = self.wake_readers(memory, waits, now_ns);
+        if woken || self.core.counters_mut().readers_demoted != demoted {
+            self.publish_counters(memory, now_ns);
+        }
+        self.publish_readers(memory);
+        [self.core.next_deadline(), patience_ns].into_iter().flatten().min()
     }
 
     fn reader_indices(&self) -> impl Iterator<Item = usize> {
-        let readers = self.readers;
-        (0..READERS_MAX).filter(move |reader| readers & bit(*reader) != 0)
+        let mut left = self.readers;
+        core::iter::from_fn(move || {
+            let reader = left.trailing_zeros();
+            left &= left.wrapping_sub(1);
+            (reader < u32::BITS).then_some(reader as usize)
+        })
     }
 
     /// Believes what is true of the readers' tails, each loaded once.
@@ -314,6 +551,13 @@ impl Engine {
         }
         self.core.refresh_limit();
         let slowest = self.slowest();
+        // No packet takes more positions than the window.
+        let slack = u64::from(self.core.window()).saturating_add(ROOM_LOW);
+        let positions = memory.header().slot_count;
+        self.look_at = slowest.wrapping_add(u64::from(positions)).wrapping_sub(slack);
+        if self.lens.is_empty() {
+            return;
+        }
         let mut bytes = 0_u64;
         let mask = self.lens.len().wrapping_sub(1);
         while slowest.wrapping_sub(self.consumed_to) as i64 > 0 {
@@ -324,7 +568,8 @@ impl Engine {
         bump(&mut self.core.counters_mut().bytes_consumed, bytes);
     }
 
-    /// The tail of the slowest reader; without readers, what was consumed is not known to grow.
+    /// The tail of the slowest reader; without readers, head, or what was consumed of a source's bytes:
+    /// that is not known to grow.
     fn slowest(&self) -> u64 {
         let tails = self.reader_indices().map(|reader| self.core.readers().status(reader).tail);
         let slowest =
@@ -337,27 +582,32 @@ impl Engine {
                     }
                 },
             );
-        slowest.unwrap_or(self.consumed_to)
+        let nobody = if self.lens.is_empty() { self.core.head() } else { self.consumed_to };
+        slowest.unwrap_or(nobody)
     }
 
     /// What was taken from a reader was not consumed.
     fn skip_lapped(&mut self) {
+        if self.lens.is_empty() {
+            return;
+        }
         let slowest = if self.readers == 0 { self.core.head() } else { self.slowest() };
         if slowest.wrapping_sub(self.consumed_to) as i64 > 0 {
             self.consumed_to = slowest;
         }
     }
 
-    /// Wakes readers whose threshold is reached or whose patience is over. Returns when the next one's
-    /// will be.
+    /// Wakes readers whose threshold is reached or whose patience is over. Returns whether it woke any,
+    /// and when the next one's patience will be over.
     fn wake_readers(
         &mut self,
         memory: &Memory,
         waits: &[WaitQueue; READERS_MAX],
         now_ns: u64,
-    ) -> Option<u64> {
+    ) -> (bool, Option<u64>) {
         let head = self.core.head();
         let mut next_ns: Option<u64> = None;
+        let mut woken = false;
         for reader in self.reader_indices() {
             let Some((patience, wait)) = self.patience.get_mut(reader).zip(waits.get(reader))
             else {
@@ -384,47 +634,87 @@ impl Engine {
                     next_ns = Some(next_ns.map_or(due_ns, |next_ns| next_ns.min(due_ns)));
                 }
             }
+            woken |= wake;
             if wake {
                 bump(&mut self.core.counters_mut().wakeups, 1);
                 trace::wake(self.id, reader as u32, head);
                 wait.wake(READABLE);
             }
         }
-        next_ns
+        (woken, next_ns)
     }
 
-    /// What poll says to `reader`.
-    pub(crate) fn ready(&mut self, memory: &Memory, reader: usize) -> u32 {
+    /// What poll says to `reader`, and when its patience will be over if it has to wait.
+    pub(crate) fn ready(&mut self, memory: &Memory, reader: usize) -> (u32, Option<u64>) {
         let hangup = if self.stopped { bindings::POLLHUP } else { 0 };
         let head = memory.ring().head.load_acquire();
         let control = memory.control(reader);
         let tail = control.position.load();
-        let Some(patience) = self.patience.get_mut(reader) else { return hangup };
+        let Some(patience) = self.patience.get_mut(reader) else { return (hangup, None) };
         if head == tail {
             patience.over = false;
-            return hangup;
+            return (hangup, None);
         }
         let reached = head.wrapping_sub(wake_position(tail, control.wake_at.load())) as i64 >= 0;
         if reached || patience.over || self.stopped {
-            hangup | READABLE
-        } else {
-            hangup
+            return (hangup | READABLE, None);
         }
+        if self.max_latency_ns == 0 {
+            return (hangup, None);
+        }
+        let due_ns = monotonic_ns().saturating_add(self.max_latency_ns);
+        (hangup, Some(*patience.due_ns.get_or_insert(due_ns)))
     }
 
-    /// Writes everything that the status pages say.
-    fn publish_figures(&mut self, memory: &Memory, now_ns: u64) {
+    fn publish_counters(&self, memory: &Memory, now_ns: u64) {
         let counters: StreamCounters = self.core.counters(now_ns);
         memory.counters().publish(&counters.to_words());
-        memory.leg(0).publish(&self.core.leg_figures(0).to_words());
+    }
+
+    /// Writes what the status part says.
+    fn publish_figures(&mut self, memory: &Memory, now_ns: u64) {
+        self.publish_counters(memory, now_ns);
+        for leg in 0..self.legs {
+            memory.leg(leg).publish(&self.core.leg_figures(leg).to_words());
+        }
         while let Some((source, figures)) = self.core.take_dirty_source() {
             memory.source(source).publish(&figures.to_words());
         }
+    }
+
+    /// Writes those status pages of readers that say something else by now.
+    fn publish_readers(&mut self, memory: &Memory) {
         for reader in self.reader_indices() {
-            let status: ReaderStatus = self.core.readers().status(reader);
-            memory.reader_status(reader).publish(&status.to_words());
+            let status = self.core.readers().status(reader);
+            let Some(shown) = self.shown.get_mut(reader) else { continue };
+            if *shown != status {
+                *shown = status;
+                memory.reader_status(reader).publish(&status.to_words());
+            }
         }
+    }
+
+    /// Looks at the clocks and the sockets.
+    fn look_around(&mut self, memory: &Memory, now_ns: u64) {
+        self.looked_ns = now_ns;
         self.publish_clock(memory);
+        self.look_at_sockets();
+    }
+
+    fn look_at_sockets(&mut self) {
+        let mut dropped = 0_u64;
+        for (leg, socket) in (0..LEGS_MAX).zip(self.sockets.iter_mut()) {
+            let Some(socket) = socket else { continue };
+            // SAFETY: `watch` was promised that the leg lives.
+            let (drops, _) = unsafe { socket.view.figures() };
+            let more = u64::from(drops.wrapping_sub(socket.drops));
+            socket.drops = drops;
+            dropped = dropped.wrapping_add(more);
+            if let Some(figures) = self.core.leg_figures_mut(leg) {
+                bump(&mut figures.external_drops, more);
+            }
+        }
+        bump(&mut self.core.counters_mut().external_drops, dropped);
     }
 
     fn publish_clock(&mut self, memory: &Memory) {
@@ -461,8 +751,10 @@ impl Engine {
         let control = memory.control(reader);
         control.position.store(head);
         control.wake_at.store(head.wrapping_add(1));
+        self.look_at = head;
         self.core.refresh_limit();
         self.publish_figures(memory, now_ns);
+        self.publish_readers(memory);
         Ok((reader, head))
     }
 
@@ -477,14 +769,20 @@ impl Engine {
             self.consumed_to = self.core.head();
         }
         memory.reader_status(reader).publish(&ReaderStatus::default().to_words());
+        if let Some(shown) = self.shown.get_mut(reader) {
+            *shown = ReaderStatus::default();
+        }
         self.publish_figures(memory, now_ns);
+        self.publish_readers(memory);
     }
 
     /// The counters now.
     pub(crate) fn counters(&mut self, memory: &Memory) -> StreamCounters {
         let now_ns = monotonic_ns();
         self.observe_readers(memory, now_ns);
+        self.look_at_sockets();
         self.publish_figures(memory, now_ns);
+        self.publish_readers(memory);
         self.core.counters(now_ns)
     }
 
@@ -492,10 +790,10 @@ impl Engine {
     pub(crate) fn reset_counters(&mut self, memory: &Memory) -> Result {
         let now_ns = monotonic_ns();
         self.observe_readers(memory, now_ns);
-        if self.core.counters(now_ns).staged != 0 {
+        if !self.core.reset_counters() {
             return Err(EBUSY);
         }
-        *self.core.counters_mut() = StreamCounters::default();
+        self.traced = 0;
         self.publish_figures(memory, now_ns);
         Ok(())
     }
@@ -508,8 +806,28 @@ impl Engine {
                 Ok(())
             }
             ioctl::SETTING_MAX_LATENCY_US => Err(EINVAL),
-            _ => self.source.set(key, value),
+            ioctl::SETTING_REORDER_NS => match self.reorder_ns {
+                None => Err(EOPNOTSUPP),
+                Some(_) if value > REORDER_MAX_NS => Err(EINVAL),
+                Some(_) => {
+                    self.reorder_ns = Some(value);
+                    self.core.set_reorder_ns(value);
+                    Ok(())
+                }
+            },
+            _ => self.source.as_mut().ok_or(EOPNOTSUPP)?.set(key, value),
         }
+    }
+
+    /// Sets the clock rate of a payload type, before the start.
+    pub(crate) fn set_clock_rate(&mut self, value: u64) -> Result {
+        if self.source.is_some() {
+            return Err(EOPNOTSUPP);
+        }
+        let payload_type =
+            u8::try_from(value >> 32).ok().filter(|payload_type| *payload_type < 128);
+        self.core.set_clock_rate(payload_type.ok_or(EINVAL)?, value as u32);
+        Ok(())
     }
 
     /// Changes how long an attached reliable reader may hold the ring full.
@@ -521,20 +839,36 @@ impl Engine {
     pub(crate) fn get(&self, key: u32) -> Result<u64> {
         match key {
             ioctl::SETTING_MAX_LATENCY_US => Ok(self.max_latency_ns / 1_000),
-            _ => self.source.get(key),
+            ioctl::SETTING_REORDER_NS => self.reorder_ns.ok_or(EOPNOTSUPP),
+            _ => self.source.as_ref().ok_or(EOPNOTSUPP)?.get(key),
         }
     }
 }
 
-/// What a simulated stream takes: everything.
-pub(crate) fn config(slot_stride: u32, start: u64, stall_ns: u64) -> receive::Config {
+/// What a stream takes. Without legs of its own, everything.
+pub(crate) fn config(
+    header: &abi::Header,
+    request: &ioctl::Create,
+    stall_ns: u64,
+) -> receive::Config {
+    let mut clock_rates = [0; 128];
+    for (payload_type, rate) in (0..128).zip(clock_rates.iter_mut()) {
+        *rate = static_clock_rate(payload_type).unwrap_or(0);
+    }
+    let chosen = |flag: u64| request.flags & flag != 0;
     receive::Config {
-        start,
-        slot_stride,
-        order: None,
-        legs: 1,
-        filter: Filter::default(),
-        clock_rates: [0; 128],
+        start: request.start,
+        slot_stride: header.slot_stride,
+        order: chosen(ioctl::CREATE_ORDERED)
+            .then_some(Order { reorder_ns: request.reorder_ns, window: header.slot_count / 2 }),
+        legs: header.legs_count as u8,
+        filter: Filter {
+            ssrc: chosen(ioctl::CREATE_SSRC).then_some(request.ssrc),
+            payload_type: chosen(ioctl::CREATE_PAYLOAD_TYPE).then_some(request.payload_type as u8),
+            sources: [None; LEGS_MAX],
+        },
+        clock_rates,
         stall_ns,
+        secret: [random(), random()],
     }
 }

@@ -252,6 +252,28 @@ pub(crate) fn realtime_ns() -> u64 {
     unsafe { bindings::ktime_get_real() as u64 }
 }
 
+/// CLOCK_TAI at `monotonic_ns` of CLOCK_MONOTONIC, as the clocks stand to each other now.
+pub(crate) fn tai_of(monotonic_ns: u64) -> u64 {
+    // SAFETY: May be called in any context but NMI.
+    unsafe {
+        bindings::ktime_mono_to_any(monotonic_ns as _, bindings::tk_offsets_TK_OFFS_TAI) as u64
+    }
+}
+
+/// CLOCK_REALTIME at `monotonic_ns` of CLOCK_MONOTONIC, as the clocks stand to each other now.
+pub(crate) fn realtime_of(monotonic_ns: u64) -> u64 {
+    // SAFETY: May be called in any context but NMI.
+    unsafe {
+        bindings::ktime_mono_to_any(monotonic_ns as _, bindings::tk_offsets_TK_OFFS_REAL) as u64
+    }
+}
+
+/// A random number, as good as the kernel has.
+pub(crate) fn random() -> u64 {
+    // SAFETY: May be called in any context.
+    unsafe { bindings::get_random_u64() }
+}
+
 /// Trace events.
 pub(crate) mod trace {
     use super::shim;

@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 
-//! A receive stream at work: its engine under the lock, and the timer.
+//! A receive stream at work: its engine under the lock, the timer, the legs.
 //!
 //! What does not live here: what happens under the lock ([`crate::engine`]), the stream's state, and who
 //! calls what when ([`crate::stream`], whose comment has the argument for what stands here).
 
 use core::mem::offset_of;
+use core::ptr::NonNull;
 
 use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
 use kernel::prelude::*;
-use kernel::sync::Arc;
+use kernel::sync::{new_mutex, Arc, Mutex};
 
-use crate::engine::Engine;
+use crate::engine::{Datagram, Engine, Outcome};
 use crate::primitives::{monotonic_ns, BhLock, Timer, TimerOwner};
-use crate::ring::abi::StreamCounters;
+use crate::ring::abi::{self, status, StreamCounters, LEGS_MAX};
+use crate::ring::header::Kind;
 use crate::ring::producer::Mode;
+use crate::source::udp::{grace_period, Leg};
 use crate::stream::Shared;
 
 /// The engine of a receive stream, and what calls it.
@@ -24,16 +27,23 @@ pub(crate) struct Receive {
     engine: BhLock<Engine>,
     #[pin]
     timer: Timer,
+    /// Taken with the stream's control lock held, so never waited for.
+    #[pin]
+    legs: Mutex<[Option<Leg>; LEGS_MAX]>,
+    /// Legs that the stream is to have; 0: a source brings its packets.
+    leg_count: usize,
     shared: Arc<Shared>,
 }
 
 impl Receive {
-    /// Around an engine that has received nothing.
-    pub(crate) fn new(engine: Engine, shared: Arc<Shared>) -> Result<Arc<Self>> {
+    /// Around an engine that has received nothing, and is to have `leg_count` legs.
+    pub(crate) fn new(engine: Engine, leg_count: usize, shared: Arc<Shared>) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 engine <- BhLock::new(engine),
                 timer <- Timer::new::<Self>(),
+                legs <- new_mutex!([const { None }; LEGS_MAX], "rtp_mgr legs"),
+                leg_count,
                 shared,
             }),
             GFP_KERNEL_ACCOUNT,
@@ -48,25 +58,148 @@ impl Receive {
         }
     }
 
+    /// Adopts the socket with number `fd` as a leg, taking only packets from `source` if that is given.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP`: the stream has no legs. `EINVAL`: it does not have that many, or this is no bound UDP
+    /// socket. `EBUSY`: leg or socket is taken. `EBADF`, `ENOTSOCK`: this is no socket.
+    pub(crate) fn add_leg(&self, fd: c_int, leg: usize, source: Option<[u8; 16]>) -> Result {
+        if self.leg_count == 0 {
+            return Err(EOPNOTSUPP);
+        }
+        let mut legs = self.legs.lock();
+        let place = legs.get_mut(leg).filter(|_| leg < self.leg_count).ok_or(EINVAL)?;
+        if place.is_some() {
+            return Err(EBUSY);
+        }
+        // SAFETY: The legs are dropped before, or with, what they are part of.
+        let mut new = unsafe { Leg::new(NonNull::from(self), fd, leg as u8)? };
+        new.adopt()?;
+        if let Some(source) = source {
+            self.engine.lock().set_leg_source(leg, source);
+        }
+        *place = Some(new);
+        Ok(())
+    }
+
     /// Runs, from now on.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`: a leg is missing. `EBUSY`: someone else has taken a socket while the stream was stopped.
     pub(crate) fn start(&self) -> Result {
+        let mut legs = self.legs.lock();
+        let wanted = legs.get_mut(..self.leg_count).unwrap_or_default();
+        if wanted.iter().any(Option::is_none) {
+            return Err(EINVAL);
+        }
+        let adopted = wanted.iter_mut().flatten().try_for_each(Leg::adopt);
+        if adopted.is_err() {
+            release(wanted);
+            return adopted;
+        }
         let mut engine = self.engine.lock();
+        for (at, leg) in (0..LEGS_MAX).zip(wanted.iter().flatten()) {
+            // SAFETY: Legs are dropped while the stream rests, and `rest` has the engine forget them.
+            unsafe { engine.watch(at, Some(leg.view())) };
+        }
         let due_ns = engine.start(&self.shared.memory);
         self.arm(&mut engine, due_ns);
         Ok(())
     }
 
-    /// Stops, having published what there is.
-    pub(crate) fn stop(&self) {
+    /// Has the engine take nothing more: when this returns, nothing calls it any more but its user.
+    fn rest(&self) {
         self.engine.lock().halt();
+        let mut legs = self.legs.lock();
+        release(&mut *legs);
         self.timer.cancel();
+        let mut engine = self.engine.lock();
+        for at in 0..self.leg_count {
+            // SAFETY: It looks at nothing any more.
+            unsafe { engine.watch(at, None) };
+        }
+    }
+
+    /// Stops, having published what there is. The sockets get their packets themselves.
+    pub(crate) fn stop(&self) {
+        self.rest();
         self.engine.lock().stop(&self.shared.memory, &self.shared.waits);
     }
 
-    /// Stops, whatever its state, when nobody looks any more.
+    /// Stops, whatever its state, when nobody looks any more, and lets go of the legs.
     pub(crate) fn end(&self) {
-        self.engine.lock().halt();
-        self.timer.cancel();
+        self.rest();
+        self.let_go();
+    }
+
+    /// Lets the legs go, of a stream that does not run.
+    pub(crate) fn let_go(&self) {
+        let mut legs = self.legs.lock();
+        release(&mut *legs);
+        for leg in legs.iter_mut() {
+            *leg = None;
+        }
+    }
+
+    /// Whether packets are taken at present. What happens next is decided under the lock.
+    pub(crate) fn is_running(&self) -> bool {
+        self.shared.memory.live(status::STATE).load() == abi::STATE_RUNNING
+    }
+
+    /// A packet of a leg. In softirq.
+    pub(crate) fn datagram(
+        &self,
+        datagram: &Datagram<'_>,
+        copy: impl FnOnce(&mut [u8]) -> bool,
+    ) -> Outcome {
+        let memory = &self.shared.memory;
+        let mut engine = self.engine.lock();
+        if !engine.is_running() {
+            return Outcome::Left;
+        }
+        let outcome = engine.datagram(memory, datagram, copy);
+        let due_ns = if datagram.more {
+            Some(engine.postpone(datagram.now_ns))
+        } else {
+            engine.conclude(memory, &self.shared.waits, datagram.now_ns)
+        };
+        self.arm(&mut engine, due_ns);
+        outcome
+    }
+
+    /// A packet of a leg that stays with the socket. In softirq.
+    pub(crate) fn passed(&self, kind: Kind) {
+        let mut engine = self.engine.lock();
+        if !engine.is_running() {
+            return;
+        }
+        engine.passed(kind);
+        let due_ns = engine.conclude(&self.shared.memory, &self.shared.waits, monotonic_ns());
+        self.arm(&mut engine, due_ns);
+    }
+
+    /// What its user heard beside the legs.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP`: the stream has no legs. `EINVAL`: it has no such leg. `EBUSY`: it does not run.
+    pub(crate) fn heard(&self, leg: usize, passed: [u32; 4], bye: Option<u32>) -> Result {
+        if self.leg_count == 0 {
+            return Err(EOPNOTSUPP);
+        }
+        if leg >= self.leg_count {
+            return Err(EINVAL);
+        }
+        let mut engine = self.engine.lock();
+        if !engine.is_running() {
+            return Err(EBUSY);
+        }
+        engine.heard(&self.shared.memory, passed, bye);
+        let due_ns = engine.conclude(&self.shared.memory, &self.shared.waits, monotonic_ns());
+        self.arm(&mut engine, due_ns);
+        Ok(())
     }
 
     /// A new reader, beginning at the next position. Returns its place and that position.
@@ -102,6 +235,11 @@ impl Receive {
         Ok(())
     }
 
+    /// Sets the clock rate of a payload type, before the start.
+    pub(crate) fn set_clock_rate(&self, value: u64) -> Result {
+        self.engine.lock().set_clock_rate(value)
+    }
+
     /// Reads a setting.
     pub(crate) fn get(&self, key: u32) -> Result<u64> {
         self.engine.lock().get(key)
@@ -109,7 +247,21 @@ impl Receive {
 
     /// What poll says to `reader`.
     pub(crate) fn ready(&self, reader: usize) -> u32 {
-        self.engine.lock().ready(&self.shared.memory, reader)
+        let mut engine = self.engine.lock();
+        let (events, due_ns) = engine.ready(&self.shared.memory, reader);
+        self.arm(&mut engine, due_ns);
+        events
+    }
+}
+
+/// Gives the sockets back and waits for packets that are on their way.
+fn release(legs: &mut [Option<Leg>]) {
+    let mut wait = false;
+    for leg in legs.iter_mut().flatten() {
+        wait |= leg.release();
+    }
+    if wait {
+        grace_period();
     }
 }
 
@@ -129,6 +281,7 @@ unsafe impl TimerOwner for Receive {
 #[pinned_drop]
 impl PinnedDrop for Receive {
     fn drop(self: Pin<&mut Self>) {
+        // Again, if the last file has done so: a stream that never had one has nothing to end.
         self.end();
     }
 }

@@ -3,6 +3,7 @@
 #define RTP_MGR_SHIM_H
 
 #include <linux/poll.h>
+#include <linux/skbuff.h>
 #include <linux/spinlock_types.h>
 #include <linux/types.h>
 
@@ -15,5 +16,31 @@ void rtp_mgr_wait_wake(wait_queue_head_t *queue, __poll_t events);
 void rtp_mgr_trace_publish(u64 stream, u64 head, u64 packets);
 void rtp_mgr_trace_drop(u64 stream, u64 head, u64 packets);
 void rtp_mgr_trace_wake(u64 stream, u32 reader, u64 head);
+
+struct sock;
+
+/* A packet of a leg, as the socket would have received it. The same in source/udp.rs. */
+struct rtp_mgr_arrival {
+	u8 source[16];		/* IPv4: in the first four bytes, then zeros */
+	u8 destination[16];
+	u16 source_port;	/* host order */
+	u16 destination_port;
+	u32 family;		/* 4 or 6 */
+	u32 len;		/* bytes after the UDP header */
+	u32 more;		/* not 0: the next packet of its train comes right after it */
+	u64 time_ns;		/* CLOCK_REALTIME of its arrival; 0: not known */
+};
+
+/* Bytes of a packet that tell what it is. */
+#define RTP_MGR_HEAD 20
+
+int rtp_mgr_udp_check(struct sock *sk);
+int rtp_mgr_udp_adopt(struct sock *sk, void *port);
+bool rtp_mgr_udp_release(struct sock *sk, void *port);
+void rtp_mgr_udp_figures(struct sock *sk, u32 *drops, u32 *buffer);
+bool rtp_mgr_udp_accept(struct sock *sk, struct sk_buff *skb, struct rtp_mgr_arrival *arrival);
+
+/* In source/udp.rs. */
+int rtp_mgr_udp_packet(void *port, struct sock *sk, struct sk_buff *skb, const u8 *head, u32 len);
 
 #endif

@@ -46,12 +46,12 @@ use kernel::task::Kuid;
 use kernel::{bindings, current};
 
 use crate::compat::EOPNOTSUPP;
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, REORDER_MAX_NS};
 use crate::memory::{self, Memory, Shape, Viewer};
 use crate::primitives::{monotonic_ns, WaitQueue};
 use crate::receive::Receive;
 use crate::registry::{self, Reservation};
-use crate::ring::abi::{self, feature, ioctl, StreamCounters, READERS_MAX};
+use crate::ring::abi::{self, feature, ioctl, StreamCounters, LEGS_MAX, READERS_MAX};
 use crate::ring::producer::Mode;
 use crate::source::simulated::{self, Content, Simulated};
 use crate::source::{Source, INTERVALS_NS};
@@ -128,16 +128,17 @@ fn reader_mode(reader: u32) -> Result<Option<Mode>> {
 
 /// The numbers of a stream, checked.
 fn shape(request: &ioctl::Create) -> Result<Shape> {
-    // What belongs to UDP legs, which this module does not have yet.
-    if request.flags != 0 || request.legs > 1 || request.reorder_ns != 0 {
-        return Err(EINVAL);
-    }
-    match (request.direction, request.source) {
-        (abi::DIRECTION_RECEIVE, ioctl::SOURCE_SIMULATED) => {}
-        (abi::DIRECTION_RECEIVE, ioctl::SOURCE_UDP) => return Err(EOPNOTSUPP),
+    let (features, legs) = match (request.direction, request.source) {
+        (abi::DIRECTION_RECEIVE, ioctl::SOURCE_SIMULATED) => {
+            if request.flags != 0 || request.legs > 1 || request.reorder_ns != 0 {
+                return Err(EINVAL);
+            }
+            (feature::SIMULATED | feature::EXACT_TIMES, 1)
+        }
+        (abi::DIRECTION_RECEIVE, ioctl::SOURCE_UDP) => udp(request)?,
         (abi::DIRECTION_TRANSMIT, ioctl::SOURCE_UDP) => return Err(EOPNOTSUPP),
         _ => return Err(EINVAL),
-    }
+    };
     let order = or_default(request.ring_order, Parameters::get().ring_order);
     let stride = or_default(request.slot_stride, abi::SLOT_STRIDE_DEFAULT);
     let sources = or_default(request.sources, SOURCES);
@@ -148,17 +149,39 @@ fn shape(request: &ioctl::Create) -> Result<Shape> {
         return Err(EINVAL);
     }
     let slot_count = 1_u32.wrapping_shl(order);
+    // Held for a source that may take over: see the engine's storage.
+    let held = if features & feature::ORDERED == 0 { 0 } else { slot_count / 2 };
     Ok(Shape {
-        features: feature::SIMULATED | feature::EXACT_TIMES,
+        features,
         slot_count,
-        slot_total: slot_count.saturating_add(SPARE_SLOTS),
+        slot_total: slot_count.saturating_add(held).saturating_add(SPARE_SLOTS),
         slot_stride: stride,
-        legs: 1,
+        legs,
         sources,
         stream_id: 0,
         owner_pid: 0,
         owner_uid: 0,
     })
+}
+
+/// What belongs to a receive stream with UDP legs, checked: its features and number of legs.
+fn udp(request: &ioctl::Create) -> Result<(u64, u32)> {
+    let known = ioctl::CREATE_ORDERED | ioctl::CREATE_SSRC | ioctl::CREATE_PAYLOAD_TYPE;
+    let ordered = request.flags & ioctl::CREATE_ORDERED != 0;
+    let legs = or_default(request.legs, 1);
+    let legs_max = if ordered { LEGS_MAX as u32 } else { 1 };
+    let reorder_max = if ordered { REORDER_MAX_NS } else { 0 };
+    let simulated = [request.pattern, request.packet_len, request.burst];
+    if request.flags & !known != 0
+        || legs > legs_max
+        || request.reorder_ns > reorder_max
+        || request.payload_type > 127
+        || simulated != [0; 3]
+        || request.interval_ns != 0
+    {
+        return Err(EINVAL);
+    }
+    Ok((if ordered { feature::ORDERED } else { 0 }, legs))
 }
 
 /// The simulated engine that was asked for.
@@ -191,13 +214,20 @@ fn simulated(request: &ioctl::Create, shape: &Shape) -> Result<Simulated> {
     }))
 }
 
+fn boxed(source: impl Source + 'static) -> Result<KBox<dyn Source>> {
+    Ok(KBox::new(source, GFP_KERNEL_ACCOUNT)?)
+}
+
 impl Role {
     /// A new stream, as asked for. A function of its own: it takes much of the stack. Fills in what the request is answered with.
     #[inline(never)]
     pub(crate) fn create(request: &mut ioctl::Create) -> Result<Self> {
         let mut shape = shape(request)?;
         let mode = reader_mode(request.reader)?;
-        let source: KBox<dyn Source> = KBox::new(simulated(request, &shape)?, GFP_KERNEL_ACCOUNT)?;
+        let source = match request.source {
+            ioctl::SOURCE_SIMULATED => Some(boxed(simulated(request, &shape)?)?),
+            _ => None,
+        };
         let owner = Kuid::current_euid();
         let reservation = Reservation::new(owner, memory::bytes(&shape.header()))?;
         shape.stream_id = reservation.id();
@@ -212,9 +242,9 @@ impl Role {
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
-        let config = engine::config(header.slot_stride, request.start, STALL_NS);
-        let engine = Engine::new(&header, config, source)?;
-        let kind = Kind::Receive(Receive::new(engine, shared.clone())?);
+        let legs = if source.is_some() { 0 } else { shape.legs as usize };
+        let engine = Engine::new(&header, engine::config(&header, request, STALL_NS), source)?;
+        let kind = Kind::Receive(Receive::new(engine, legs, shared.clone())?);
         let control = Control {
             state: abi::STATE_CONFIGURED,
             files: 1,
@@ -345,6 +375,13 @@ impl Kind {
         }
     }
 
+    /// Lets the legs of a stream that does not run go.
+    fn let_go(&self) {
+        match self {
+            Self::Receive(receive) => receive.let_go(),
+        }
+    }
+
     /// Nobody has the stream any more: as [`stop`](Self::stop), whatever its state, and for good.
     fn end(&self) {
         match self {
@@ -401,6 +438,31 @@ impl Stream {
         &self.shared.memory
     }
 
+    /// Hands a socket over.
+    pub(crate) fn add_leg(&self, request: &ioctl::AddLeg) -> Result {
+        let control = self.control.lock();
+        let Kind::Receive(receive) = &self.kind;
+        if request.flags & !ioctl::LEG_SOURCE != 0 {
+            return Err(EINVAL);
+        }
+        if control.state == abi::STATE_RUNNING {
+            return Err(EBUSY);
+        }
+        let source = (request.flags & ioctl::LEG_SOURCE != 0).then_some(request.source);
+        receive.add_leg(request.fd, request.leg as usize, source)
+    }
+
+    /// Hears what came beside the legs.
+    pub(crate) fn heard(&self, request: &ioctl::Heard) -> Result {
+        let _control = self.control.lock();
+        let Kind::Receive(receive) = &self.kind;
+        if request.flags & !ioctl::HEARD_BYE != 0 {
+            return Err(EINVAL);
+        }
+        let bye = (request.flags & ioctl::HEARD_BYE != 0).then_some(request.ssrc);
+        receive.heard(request.leg as usize, request.passed, bye)
+    }
+
     /// Runs the stream. A stopped one resumes.
     pub(crate) fn start(&self) -> Result {
         let mut control = self.control.lock();
@@ -412,14 +474,20 @@ impl Stream {
         Ok(())
     }
 
-    /// Stops it.
-    pub(crate) fn stop(&self) -> Result {
+    /// Stops it, and lets its legs go if so told, which one that does not run does, too.
+    pub(crate) fn stop(&self, legs: bool) -> Result {
         let mut control = self.control.lock();
-        if control.state != abi::STATE_RUNNING {
+        let running = control.state == abi::STATE_RUNNING;
+        if !running && !legs {
             return Err(EBUSY);
         }
-        control.state = abi::STATE_STOPPED;
-        self.kind.stop();
+        if running {
+            control.state = abi::STATE_STOPPED;
+            self.kind.stop();
+        }
+        if legs {
+            self.kind.let_go();
+        }
         Ok(())
     }
 
@@ -445,6 +513,13 @@ impl Stream {
                 self.kind.set_stall_ns(value);
             }
             (ioctl::SETTING_ALLOW_RELIABLE | ioctl::SETTING_STALL_NS, _) => return Err(EINVAL),
+            (ioctl::SETTING_CLOCK_RATE, _) => {
+                let Kind::Receive(receive) = &self.kind;
+                if control.state != abi::STATE_CONFIGURED {
+                    return Err(EBUSY);
+                }
+                return receive.set_clock_rate(value);
+            }
             _ => return self.kind.set(key, value),
         }
         Ok(())

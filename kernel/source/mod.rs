@@ -4,7 +4,8 @@
 //!
 //! [`Source`] is what a device driver implements: one that has its own memory copies into slots, one
 //! that can be told where to write ([`Intake::slot`] ahead of time) copies nothing. [`simulated`] is the
-//! implementation without hardware, and the example to follow.
+//! implementation without hardware, and the example to follow. Legs ([`udp`]) are none: the network stack
+//! calls for each packet, on any CPU.
 
 use kernel::prelude::*;
 
@@ -13,6 +14,7 @@ use crate::engine::Intake;
 #[cfg(rtp_mgr_example)]
 mod example;
 pub(crate) mod simulated;
+pub(crate) mod udp;
 
 /// Times between bursts that may be asked for.
 pub(crate) const INTERVALS_NS: core::ops::RangeInclusive<u64> = 100_000..=10_000_000_000;

@@ -24,7 +24,7 @@ use super::header::{self, Kind, RtpHeader};
 use super::producer::Readers;
 use super::source::{Seen, Step};
 use super::staging::{distance, Entry, Order, Placement, Staging};
-use super::table::{Flow, Key, SourceEntry, Table, IDLE_NS};
+use super::table::{Flow, Key, Secret, SourceEntry, Table, IDLE_NS};
 use super::view::RingView;
 
 /// Storage of a receive stream, allocated by whoever runs the engine.
@@ -93,6 +93,8 @@ pub struct Config {
     pub clock_rates: [u32; 128],
     /// A reliable reader of another process that holds the ring full for this long is made lossy.
     pub stall_ns: u64,
+    /// Keeps senders from choosing where they stand in the source table: random, outside tests.
+    pub secret: Secret,
 }
 
 /// A packet in a slot.
@@ -190,6 +192,8 @@ pub struct ReceiveCore<M: Memory> {
     pub(super) counters: StreamCounters,
     /// First position that may not be written.
     pub(super) limit: Option<u64>,
+    /// Packets that one leg alone had, when the counters were set to zero.
+    recovered_before: u64,
 }
 
 impl<M: Memory> ReceiveCore<M> {
@@ -203,7 +207,7 @@ impl<M: Memory> ReceiveCore<M> {
         Self {
             slot_count,
             staging: Staging::new(storage.entries, storage.slots, config.start, order, config.legs),
-            table: Table::new(storage.sources, storage.index, idle_ns),
+            table: Table::new(storage.sources, storage.index, idle_ns, config.secret),
             readers: Readers::new(),
             hold: Hold::new(storage.held),
             candidate: None,
@@ -213,6 +217,7 @@ impl<M: Memory> ReceiveCore<M> {
             legs: [leg; LEGS_MAX],
             counters: StreamCounters::default(),
             limit: None,
+            recovered_before: 0,
             config,
         }
     }
@@ -479,6 +484,16 @@ impl<M: Memory> ReceiveCore<M> {
         self.staging.head()
     }
 
+    /// One more than the highest position being written.
+    pub fn claim(&self) -> u64 {
+        self.staging.claim()
+    }
+
+    /// The widest run of positions that may wait for a missing one.
+    pub fn window(&self) -> u32 {
+        self.staging.window()
+    }
+
     /// The stream's counters now.
     pub fn counters(&self, now_ns: u64) -> StreamCounters {
         let expected =
@@ -487,13 +502,28 @@ impl<M: Memory> ReceiveCore<M> {
             staged: self.staging.staged().wrapping_add(self.hold.len() as u64),
             expected,
             lost: expected.saturating_sub(self.counters.unique),
-            recovered: (0..LEGS_MAX)
-                .fold(0, |sum: u64, leg| sum.wrapping_add(self.staging.alone(leg))),
+            recovered: self.alone().saturating_sub(self.recovered_before),
             sources: self.table.used() as u64,
             readers: self.readers.count() as u64,
             updated_ns: now_ns,
             ..self.counters
         }
+    }
+
+    fn alone(&self) -> u64 {
+        (0..LEGS_MAX).fold(0, |sum: u64, leg| sum.wrapping_add(self.staging.alone(leg)))
+    }
+
+    /// Sets the stream's counters to zero; those of legs and sources stay. Returns whether it did: not
+    /// while packets are held back, which are in the books already.
+    pub fn reset_counters(&mut self) -> bool {
+        if self.staging.staged() != 0 || !self.hold.is_empty() {
+            return false;
+        }
+        self.counters = StreamCounters::default();
+        self.run.prior = self.run.prior.wrapping_sub(self.run.expected());
+        self.recovered_before = self.alone();
+        true
     }
 
     /// The counters that the engine keeps: those of sockets, wake-ups and simulated bursts.
@@ -532,6 +562,20 @@ impl<M: Memory> ReceiveCore<M> {
     /// The next source whose figures changed since it was last taken here.
     pub fn take_dirty_source(&mut self) -> Option<(u16, SourceFigures)> {
         self.table.take_dirty()
+    }
+
+    /// Takes on `leg` only packets from `source`, as in [`Flow::source`]. Before the first packet.
+    pub fn set_leg_source(&mut self, leg: usize, source: [u8; 16]) {
+        if let Some(place) = self.config.filter.sources.get_mut(leg) {
+            *place = Some(source);
+        }
+    }
+
+    /// Sets the RTP clock rate of a payload type, Hz; 0: not known. Before the first packet.
+    pub fn set_clock_rate(&mut self, payload_type: u8, hz: u32) {
+        if let Some(place) = self.config.clock_rates.get_mut(usize::from(payload_type)) {
+            *place = hz;
+        }
     }
 
     /// Changes for how long a reliable reader of another process may hold the ring full, nanoseconds.

@@ -38,9 +38,10 @@ pub struct Key {
 }
 
 impl Key {
-    /// FNV-1a over 64-bit pieces. Senders choose addresses and SSRC: a probe sequence is bounded by
-    /// the table's size, which its owner chose.
-    fn hash(&self) -> usize {
+    /// SipHash-1-3 (Aumasson and Bernstein) of the key's six words, without the length, which never
+    /// differs. Senders choose addresses and SSRC: not knowing `secret`, they cannot choose them so that
+    /// they meet in the index.
+    fn hash(&self, secret: Secret) -> usize {
         let words = |bytes: &[u8; 16]| {
             let value = u128::from_le_bytes(*bytes);
             [value as u64, (value >> 64) as u64]
@@ -50,12 +51,46 @@ impl Key {
         let ports = u64::from(self.flow.source_port) << 16 | u64::from(self.flow.destination_port);
         let rest =
             u64::from(self.ssrc) << 16 | u64::from(self.leg) << 8 | u64::from(self.flow.family);
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut state = Sip([
+            secret[0] ^ 0x736f_6d65_7073_6575,
+            secret[1] ^ 0x646f_7261_6e64_6f6d,
+            secret[0] ^ 0x6c79_6765_6e65_7261,
+            secret[1] ^ 0x7465_6462_7974_6573,
+        ]);
         for word in [source_0, source_1, destination_0, destination_1, ports, rest] {
-            hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3);
-            hash ^= hash >> 29;
+            state.0[3] ^= word;
+            state.round();
+            state.0[0] ^= word;
         }
-        hash as usize
+        state.0[2] ^= 0xff;
+        for _ in 0..3 {
+            state.round();
+        }
+        let [a, b, c, d] = state.0;
+        (a ^ b ^ c ^ d) as usize
+    }
+}
+
+/// Random words that no sender knows.
+pub type Secret = [u64; 2];
+
+/// The state of a SipHash.
+struct Sip([u64; 4]);
+
+impl Sip {
+    fn round(&mut self) {
+        let [mut a, mut b, mut c, mut d] = self.0;
+        a = a.wrapping_add(b);
+        b = b.rotate_left(13) ^ a;
+        a = a.rotate_left(32);
+        c = c.wrapping_add(d);
+        d = d.rotate_left(16) ^ c;
+        a = a.wrapping_add(d);
+        d = d.rotate_left(21) ^ a;
+        c = c.wrapping_add(b);
+        b = b.rotate_left(17) ^ c;
+        c = c.rotate_left(32);
+        self.0 = [a, b, c, d];
     }
 }
 
@@ -134,6 +169,7 @@ const NOBODY: u16 = SOURCE_NONE;
 pub struct Table<T, I> {
     entries: T,
     index: I,
+    secret: Secret,
     used: usize,
     /// How long a source is silent before its entry may be taken.
     idle_ns: u64,
@@ -151,10 +187,11 @@ where
     I: DerefMut<Target = [u16]>,
 {
     /// An empty table. When it is full, a source that sent nothing for `idle_ns` gives its entry up.
-    pub fn new(mut entries: T, mut index: I, idle_ns: u64) -> Self {
+    /// `secret` is to be random where senders are not trusted.
+    pub fn new(mut entries: T, mut index: I, idle_ns: u64, secret: Secret) -> Self {
         entries.fill(SourceEntry::FREE);
         index.fill(NOBODY);
-        Self { entries, index, used: 0, idle_ns, hand: 0, dirty: NOBODY, latest: 0 }
+        Self { entries, index, secret, used: 0, idle_ns, hand: 0, dirty: NOBODY, latest: 0 }
     }
 
     /// Entries in use.
@@ -195,7 +232,7 @@ where
     fn insert(&mut self, key: &Key, clock_rate: u32, now_ns: u64) -> Option<u16> {
         let at = self.free_entry(now_ns)?;
         let mask = self.index.len().checked_sub(1)?;
-        let mut place = key.hash() & mask;
+        let mut place = key.hash(self.secret) & mask;
         for _ in 0..self.index.len() {
             match self.index.get_mut(place) {
                 Some(index) if *index == NOBODY => {
@@ -218,7 +255,7 @@ where
 
     fn find(&self, key: &Key) -> Option<u16> {
         let mask = self.index.len().checked_sub(1)?;
-        let mut place = key.hash() & mask;
+        let mut place = key.hash(self.secret) & mask;
         for _ in 0..self.index.len() {
             let at = self.index.get(place).copied().filter(|at| *at != NOBODY)?;
             if self.entries.get(usize::from(at)).is_some_and(|entry| entry.key == *key) {
@@ -253,9 +290,10 @@ where
     }
 
     fn remove(&mut self, key: &Key) {
+        let secret = self.secret;
         let Some(mask) = self.index.len().checked_sub(1) else { return };
         let Some(at) = self.find(key) else { return };
-        let mut hole = key.hash() & mask;
+        let mut hole = key.hash(self.secret) & mask;
         while self.index.get(hole).is_some_and(|index| *index != at) {
             hole = hole.wrapping_add(1) & mask;
         }
@@ -266,7 +304,8 @@ where
             let Some(moved) = self.index.get(place).copied().filter(|at| *at != NOBODY) else {
                 break;
             };
-            let Some(home) = self.entries.get(usize::from(moved)).map(|entry| entry.key.hash())
+            let Some(home) =
+                self.entries.get(usize::from(moved)).map(|entry| entry.key.hash(secret))
             else {
                 break;
             };
@@ -295,5 +334,62 @@ where
         self.dirty = core::mem::replace(&mut entry.next_dirty, NOBODY);
         entry.dirty = false;
         Some((at, entry.figures()))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::vec;
+
+    const SECRET: Secret = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
+
+    #[test]
+    fn the_rounds_are_those_of_sip_hash() {
+        // SipHash-2-4 of no bytes under the key 00 01 .. 0f, from the reference implementation's
+        // vectors: two rounds for the one word (its length, 0), four at the end.
+        let mut state = Sip([
+            SECRET[0] ^ 0x736f_6d65_7073_6575,
+            SECRET[1] ^ 0x646f_7261_6e64_6f6d,
+            SECRET[0] ^ 0x6c79_6765_6e65_7261,
+            SECRET[1] ^ 0x7465_6462_7974_6573,
+        ]);
+        state.round();
+        state.round();
+        state.0[2] ^= 0xff;
+        (0..4).for_each(|_| state.round());
+        let [a, b, c, d] = state.0;
+        let expected = u64::from_le_bytes([0x31, 0x0e, 0x0e, 0xdd, 0x47, 0xdb, 0x6f, 0x72]);
+        assert_eq!(a ^ b ^ c ^ d, expected);
+    }
+
+    #[test]
+    fn where_sources_stand_depends_on_the_secret() {
+        let key = |ssrc: u32| Key { ssrc, ..Key::default() };
+        let low = |ssrc: u32, secret: Secret| key(ssrc).hash(secret) & 0xfff;
+        let secret = [1, 2];
+        // SSRCs that meet under one secret.
+        let meeting: std::vec::Vec<u32> =
+            (0..200_000).filter(|ssrc| low(*ssrc, SECRET) == low(0, SECRET)).collect();
+        assert!(meeting.len() > 20);
+        let still = meeting.iter().filter(|ssrc| low(**ssrc, secret) == low(0, secret)).count();
+        assert!(still < 4, "{still} of {} meet under another one, too", meeting.len());
+    }
+
+    #[test]
+    fn what_is_removed_is_gone_and_what_met_it_is_still_found() {
+        let mut table = Table::new(vec![SourceEntry::FREE; 16], vec![0_u16; 32], IDLE_NS, SECRET);
+        let key = |ssrc: u32| Key { ssrc, ..Key::default() };
+        for ssrc in 0..16 {
+            table.find_or_insert(&key(ssrc), 0, 0).expect("room");
+        }
+        for ssrc in 0..16 {
+            table.remove(&key(ssrc));
+            assert_eq!(table.find(&key(ssrc)), None);
+            for other in ssrc + 1..16 {
+                assert_eq!(table.find(&key(other)), Some(other as u16), "without {ssrc}");
+            }
+        }
+        assert_eq!(table.used(), 0);
     }
 }

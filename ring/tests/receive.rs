@@ -134,6 +134,7 @@ impl Rig {
             filter: setup.filter,
             clock_rates,
             stall_ns: u64::MAX,
+            secret: [1, 2],
         };
         let storage = Storage {
             entries: boxed(Entry::EMPTY, positions),

@@ -819,6 +819,7 @@ mod tests {
                     filter: Filter::default(),
                     clock_rates: [0; 128],
                     stall_ns: u64::MAX,
+                    secret: [1, 2],
                 },
                 legs: vec![LegSockets { rtp, rtcp: Some(rtcp) }],
                 side: side.clone(),

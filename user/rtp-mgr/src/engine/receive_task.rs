@@ -6,6 +6,7 @@
 //! One lock per stream, taken by the engine thread for each event and by users for what they ask
 //! for; nothing waits while it is held, except that `stop` takes what the sockets still have.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -500,6 +501,11 @@ fn shape(config: &ReceiveConfig, legs: &[LegSockets], slot_count: usize) -> Shap
     }
 }
 
+/// A word that nobody else knows.
+fn random_word() -> u64 {
+    RandomState::new().hash_one(0)
+}
+
 fn core_config(config: &ReceiveConfig, legs: &[LegSockets], slot_count: usize) -> Config {
     let mut clock_rates = [0; 128];
     for (payload_type, rate) in (0..).zip(&mut clock_rates) {
@@ -522,5 +528,6 @@ fn core_config(config: &ReceiveConfig, legs: &[LegSockets], slot_count: usize) -
         filter: Filter { ssrc: config.ssrc, payload_type: config.payload_type, sources },
         clock_rates,
         stall_ns: nanos(config.stall_limit),
+        secret: [random_word(), random_word()],
     }
 }

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+
+//! UDP sockets as legs of a receive stream: taking them over and giving them back, and what becomes of
+//! each of their packets.
+//!
+//! A leg holds its socket's file, so the socket outlives it whatever user space closes. An adopted socket
+//! calls [`rtp_mgr_udp_packet`] for each datagram it would have received, in softirq, on several CPUs at
+//! once. RTP is taken; everything else stays with the socket.
+//!
+//! # Lifetime
+//!
+//! The socket points to the leg's [`Port`]. [`Leg::release`] takes the pointer away; packets that had
+//! found it by then are through after an RCU grace period, which whoever releases waits for before the
+//! port, or what it points to, goes.
+
+use core::ptr::NonNull;
+
+use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
+use kernel::bindings;
+use kernel::error::to_result;
+use kernel::prelude::*;
+
+use crate::engine::{Datagram, Outcome};
+use crate::primitives::{monotonic_ns, realtime_of, tai_of};
+use crate::receive::Receive;
+use crate::ring::header::{self, Kind};
+use crate::ring::table::Flow;
+
+/// Bytes of a UDP header.
+const UDP_HEADER: c_int = 8;
+/// Bytes of a packet that tell what it is: `RTP_MGR_HEAD` of shim.h.
+const HEAD: u32 = 20;
+/// A time stamp older than this tells that the clock was set meanwhile.
+const AGE_MAX_NS: u64 = 1_000_000_000;
+
+/// `struct rtp_mgr_arrival` of shim.h.
+#[repr(C)]
+#[derive(Default)]
+struct Arrival {
+    source: [u8; 16],
+    destination: [u8; 16],
+    source_port: u16,
+    destination_port: u16,
+    family: u32,
+    len: u32,
+    more: u32,
+    time_ns: u64,
+}
+
+const _: () = assert!(size_of::<Arrival>() == 56);
+
+mod shim {
+    use kernel::{bindings, ffi::c_void};
+
+    extern "C" {
+        pub(super) fn rtp_mgr_udp_check(sk: *mut bindings::sock) -> kernel::ffi::c_int;
+        pub(super) fn rtp_mgr_udp_adopt(
+            sk: *mut bindings::sock,
+            port: *mut c_void,
+        ) -> kernel::ffi::c_int;
+        pub(super) fn rtp_mgr_udp_release(sk: *mut bindings::sock, port: *mut c_void) -> bool;
+        pub(super) fn rtp_mgr_udp_figures(
+            sk: *mut bindings::sock,
+            drops: *mut u32,
+            buffer: *mut u32,
+        );
+        pub(super) fn rtp_mgr_udp_accept(
+            sk: *mut bindings::sock,
+            skb: *mut bindings::sk_buff,
+            arrival: *mut super::Arrival,
+        ) -> bool;
+    }
+}
+
+/// What an adopted socket points to.
+#[repr(align(8))]
+struct Port {
+    receive: NonNull<Receive>,
+    leg: u8,
+}
+
+/// A socket that a stream has for a leg.
+pub(crate) struct Leg {
+    /// Its file is ours to put.
+    socket: NonNull<bindings::socket>,
+    port: KBox<Port>,
+    adopted: bool,
+}
+
+// SAFETY: The socket has locks of its own and its file is referenced; the port is only read.
+unsafe impl Send for Leg {}
+
+/// An adopted socket, to look at.
+pub(crate) struct SocketView(*mut bindings::sock);
+
+// SAFETY: Only words are read through it, atomically, from any context.
+unsafe impl Send for SocketView {}
+
+impl Leg {
+    /// The socket with number `fd` of this process, as leg number `leg` of `receive`. It is not adopted
+    /// yet.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF`, `ENOTSOCK`: no socket. `EINVAL`: not UDP, or not bound.
+    ///
+    /// # Safety
+    ///
+    /// `receive` lives until this is dropped.
+    pub(crate) unsafe fn new(receive: NonNull<Receive>, fd: c_int, leg: u8) -> Result<Self> {
+        let port = KBox::new(Port { receive, leg }, GFP_KERNEL_ACCOUNT)?;
+        let mut error = 0;
+        // SAFETY: `error` is written when there is no socket.
+        let socket = NonNull::new(unsafe { bindings::sockfd_lookup(fd, &mut error) });
+        let socket = socket.ok_or(Error::from_errno(error))?;
+        let leg = Self { socket, port, adopted: false };
+        // SAFETY: Asks about the socket, which is referenced.
+        to_result(unsafe { shim::rtp_mgr_udp_check(leg.sock()) })?;
+        Ok(leg)
+    }
+
+    fn sock(&self) -> *mut bindings::sock {
+        // SAFETY: The socket's file is referenced, and an open socket keeps its `sock`.
+        unsafe { (*self.socket.as_ptr()).sk }
+    }
+
+    fn port(&self) -> *mut c_void {
+        core::ptr::from_ref::<Port>(&self.port).cast_mut().cast()
+    }
+
+    /// Makes the socket's packets this leg's.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY`: someone else has it.
+    pub(crate) fn adopt(&mut self) -> Result {
+        if self.adopted {
+            return Ok(());
+        }
+        // SAFETY: The socket is referenced, and the port stays until it was released.
+        to_result(unsafe { shim::rtp_mgr_udp_adopt(self.sock(), self.port()) })?;
+        self.adopted = true;
+        Ok(())
+    }
+
+    /// Makes the socket's packets its own again. Returns whether some may still be on their way here: an
+    /// RCU grace period has to pass before the leg or its stream goes.
+    pub(crate) fn release(&mut self) -> bool {
+        if !core::mem::take(&mut self.adopted) {
+            return false;
+        }
+        // SAFETY: The socket is referenced and was adopted with this port.
+        unsafe { shim::rtp_mgr_udp_release(self.sock(), self.port()) };
+        true
+    }
+
+    /// The socket, to look at while this lives.
+    pub(crate) fn view(&self) -> SocketView {
+        SocketView(self.sock())
+    }
+}
+
+impl Drop for Leg {
+    fn drop(&mut self) {
+        if self.release() {
+            grace_period();
+        }
+        // SAFETY: The reference was taken with the leg; nothing uses the socket any more.
+        unsafe { bindings::fput((*self.socket.as_ptr()).file) };
+    }
+}
+
+/// Waits until all packets are through that were on their way. Process context.
+pub(crate) fn grace_period() {
+    // SAFETY: Callers may sleep and are in no RCU section.
+    unsafe { bindings::synchronize_rcu() };
+}
+
+impl SocketView {
+    /// What it has dropped, modulo 2^32, and its receive buffer in bytes.
+    ///
+    /// # Safety
+    ///
+    /// The leg lives.
+    pub(crate) unsafe fn figures(&self) -> (u32, u32) {
+        let (mut drops, mut buffer) = (0, 0);
+        // SAFETY: The leg holds the socket.
+        unsafe { shim::rtp_mgr_udp_figures(self.0, &mut drops, &mut buffer) };
+        (drops, buffer)
+    }
+}
+
+/// A packet for an adopted socket: what encap_rcv answers. 0: it is taken, or dropped; 1: it is the
+/// socket's.
+///
+/// # Safety
+///
+/// Called by the shim's encap_rcv, with the port that `sk` points to, in the RCU section in which it was
+/// read. `head` has the first bytes of the packet's `len` bytes, up to [`HEAD`].
+#[no_mangle]
+unsafe extern "C" fn rtp_mgr_udp_packet(
+    port: *const c_void,
+    sk: *mut bindings::sock,
+    skb: *mut bindings::sk_buff,
+    head: *const u8,
+    len: u32,
+) -> c_int {
+    // SAFETY: Port and stream stay for a grace period after the port was taken from the socket.
+    let (receive, leg) = unsafe {
+        let port = &*port.cast::<Port>();
+        (port.receive.as_ref(), port.leg)
+    };
+    // SAFETY: As this function's own requirement.
+    let head = unsafe { core::slice::from_raw_parts(head, len.min(HEAD) as usize) };
+    let kind = header::classify(head);
+    if kind != Kind::Rtp {
+        receive.passed(kind);
+        return 1;
+    }
+    if !receive.is_running() {
+        return 1;
+    }
+    let mut arrival = Arrival::default();
+    // SAFETY: Socket and packet are those of this call; a packet that is refused is gone.
+    if !unsafe { shim::rtp_mgr_udp_accept(sk, skb, &mut arrival) } {
+        return 0;
+    }
+    let head = head.get(..arrival.len.min(HEAD) as usize).unwrap_or(head);
+    let now_ns = monotonic_ns();
+    let (arrival_ns, time_ns) = times(arrival.time_ns, now_ns);
+    let datagram = Datagram {
+        leg,
+        head,
+        len: arrival.len,
+        more: arrival.more != 0,
+        stamp_ns: arrival.time_ns,
+        now_ns,
+        arrival_ns,
+        time_ns,
+        flow: Flow {
+            family: arrival.family as u8,
+            source: arrival.source,
+            destination: arrival.destination,
+            source_port: arrival.source_port,
+            destination_port: arrival.destination_port,
+        },
+    };
+    let outcome = receive.datagram(&datagram, |to| {
+        // SAFETY: `to` is writable memory of that length; the packet is ours.
+        unsafe {
+            bindings::skb_copy_bits(skb, UDP_HEADER, to.as_mut_ptr().cast(), to.len() as c_int) == 0
+        }
+    });
+    match outcome {
+        Outcome::Taken => {
+            // SAFETY: encap_rcv answers that the packet is taken: it is ours to free.
+            unsafe { bindings::consume_skb(skb) };
+            0
+        }
+        Outcome::Left => 1,
+    }
+}
+
+/// CLOCK_MONOTONIC and CLOCK_TAI of a packet that was stamped with `stamp_ns` of CLOCK_REALTIME, or
+/// comes now, at `now_ns` of CLOCK_MONOTONIC.
+fn times(stamp_ns: u64, now_ns: u64) -> (u64, u64) {
+    let age_ns = match stamp_ns {
+        0 => 0,
+        stamp_ns => realtime_of(now_ns).wrapping_sub(stamp_ns),
+    };
+    let arrival_ns = if age_ns < AGE_MAX_NS { now_ns.saturating_sub(age_ns) } else { now_ns };
+    (arrival_ns, tai_of(arrival_ns))
+}
