@@ -16,6 +16,8 @@
 //! | registry | mutex | the list of streams |
 //! | [`Stream::control`] | mutex | state, number of files; starting, stopping, legs |
 //! | the engine's, in [`Receive`] | spin lock, bottom halves off | ring, counters, readers, source, when the timer is due |
+//! | the thread's, in [`Transmit`] | mutex | the thread being there or not |
+//! | the engine's, in [`Transmit`] | mutex | ring, counters, legs; a send may wait for memory |
 //! | a wait queue's own, a timer's own | spin lock, interrupts off | who sleeps; what is due |
 //!
 //! # Contexts
@@ -26,6 +28,10 @@
 //! | poll | process, no sleeping lock | engine |
 //! | mmap | process, mmap lock held | none |
 //! | timer | softirq | engine |
+//! | a transmit stream's thread | kernel thread, with the opener's credentials | engine, for a batch at a time |
+//! | space in a leg's socket | any, the socket's wait queue locked | the wait queue in which the thread sleeps |
+//!
+//! A transmit stream's poll takes no lock. KICK takes none either: it rings the thread's bell.
 //!
 //! # The timer
 //!
@@ -38,6 +44,13 @@
 //!
 //! To stop, the engine is halted under its lock, after which nobody starts the timer; then the timer is
 //! cancelled with the control lock held and the engine's not, which waits for the handler.
+//!
+//! # The thread
+//!
+//! A transmit stream has one while it runs. It is started and stopped with the control lock held and the
+//! engine's not; stopping waits for its end, which is at most a batch away, since its sends wait for
+//! memory but never for space in a socket. A thread that was not stopped before is when its owner's file
+//! is closed, and so before the stream, its memory and the module can go.
 
 use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
 use kernel::prelude::*;
@@ -54,6 +67,7 @@ use crate::ring::abi::{self, feature, ioctl, StreamCounters, READERS_MAX};
 use crate::ring::producer::Mode;
 use crate::source::simulated::{self, Content, Simulated};
 use crate::source::{Source, INTERVALS_NS};
+use crate::transmit::{self, Transmit};
 use crate::Parameters;
 
 /// Sources of a stream whose user does not say.
@@ -88,6 +102,8 @@ pub(crate) struct Shared {
 enum Kind {
     /// Packets come in.
     Receive(Arc<Receive>),
+    /// Packets go out.
+    Transmit(Arc<Transmit>),
 }
 
 /// A stream.
@@ -127,6 +143,9 @@ fn reader_mode(reader: u32) -> Result<Option<Mode>> {
 
 /// The numbers of a stream, checked.
 fn shape(request: &ioctl::Create) -> Result<Shape> {
+    if request.direction == abi::DIRECTION_TRANSMIT {
+        return transmit_shape(request);
+    }
     // What belongs to UDP legs, which this module does not have yet.
     if request.flags != 0 || request.legs > 1 || request.reorder_ns != 0 {
         return Err(EINVAL);
@@ -134,26 +153,61 @@ fn shape(request: &ioctl::Create) -> Result<Shape> {
     match (request.direction, request.source) {
         (abi::DIRECTION_RECEIVE, ioctl::SOURCE_SIMULATED) => {}
         (abi::DIRECTION_RECEIVE, ioctl::SOURCE_UDP) => return Err(EOPNOTSUPP),
-        (abi::DIRECTION_TRANSMIT, ioctl::SOURCE_UDP) => return Err(EOPNOTSUPP),
         _ => return Err(EINVAL),
     }
-    let order = or_default(request.ring_order, Parameters::get().ring_order);
-    let stride = or_default(request.slot_stride, abi::SLOT_STRIDE_DEFAULT);
     let sources = or_default(request.sources, SOURCES);
-    let order_ok =
-        (u32::from(abi::RING_ORDER_MIN)..=u32::from(abi::RING_ORDER_MAX)).contains(&order);
-    let stride_ok = (abi::SLOT_STRIDE_MIN..=abi::SLOT_STRIDE_MAX).contains(&stride);
-    if !order_ok || !stride_ok || sources > SOURCES_MAX {
+    if sources > SOURCES_MAX {
         return Err(EINVAL);
     }
-    let slot_count = 1_u32.wrapping_shl(order);
+    let (slot_count, stride) = ring_numbers(request)?;
     Ok(Shape {
+        direction: abi::DIRECTION_RECEIVE,
         features: feature::SIMULATED | feature::EXACT_TIMES,
         slot_count,
         slot_total: slot_count.saturating_add(SPARE_SLOTS),
         slot_stride: stride,
         legs: 1,
         sources,
+        stream_id: 0,
+        owner_pid: 0,
+        owner_uid: 0,
+    })
+}
+
+/// Positions of the ring and bytes of a slot.
+fn ring_numbers(request: &ioctl::Create) -> Result<(u32, u32)> {
+    let order = or_default(request.ring_order, Parameters::get().ring_order);
+    let stride = or_default(request.slot_stride, abi::SLOT_STRIDE_DEFAULT);
+    let order_ok =
+        (u32::from(abi::RING_ORDER_MIN)..=u32::from(abi::RING_ORDER_MAX)).contains(&order);
+    let stride_ok = (abi::SLOT_STRIDE_MIN..=abi::SLOT_STRIDE_MAX).contains(&stride);
+    if !order_ok || !stride_ok {
+        return Err(EINVAL);
+    }
+    Ok((1_u32.wrapping_shl(order), stride))
+}
+
+/// The numbers of a transmit stream, checked. Only what belongs to one may be asked for.
+fn transmit_shape(request: &ioctl::Create) -> Result<Shape> {
+    let legs = or_default(request.legs, 1);
+    if request.source != ioctl::SOURCE_UDP
+        || request.flags != 0
+        || legs > abi::LEGS_MAX as u32
+        || request.reorder_ns != 0
+        || request.ssrc != 0
+        || request.payload_type != 0
+    {
+        return Err(EINVAL);
+    }
+    let (slot_count, slot_stride) = ring_numbers(request)?;
+    Ok(Shape {
+        direction: abi::DIRECTION_TRANSMIT,
+        features: 0,
+        slot_count,
+        slot_total: slot_count,
+        slot_stride,
+        legs,
+        sources: 0,
         stream_id: 0,
         owner_pid: 0,
         owner_uid: 0,
