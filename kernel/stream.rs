@@ -53,7 +53,9 @@
 //! is closed, and so before the stream, its memory and the module can go.
 
 use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
+use kernel::cred::Credential;
 use kernel::prelude::*;
+use kernel::sync::aref::ARef;
 use kernel::sync::{new_mutex, Arc, Mutex};
 use kernel::task::Kuid;
 use kernel::{bindings, current};
@@ -66,7 +68,7 @@ use crate::registry::{self, Reservation};
 use crate::ring::abi::{self, feature, ioctl, StreamCounters, READERS_MAX};
 use crate::ring::producer::Mode;
 use crate::source::simulated::{self, Content, Simulated};
-use crate::source::{Source, INTERVALS_NS};
+use crate::source::INTERVALS_NS;
 use crate::transmit::{self, Transmit};
 use crate::Parameters;
 
@@ -245,12 +247,13 @@ fn simulated(request: &ioctl::Create, shape: &Shape) -> Result<Simulated> {
 }
 
 impl Role {
-    /// A new stream, as asked for. A function of its own: it takes much of the stack. Fills in what the request is answered with.
+    /// A new stream, as asked for, of a file with the credentials `opener`. A function of its own: it
+    /// takes much of the stack. Fills in what the request is answered with.
     #[inline(never)]
-    pub(crate) fn create(request: &mut ioctl::Create) -> Result<Self> {
+    pub(crate) fn create(request: &mut ioctl::Create, opener: &ARef<Credential>) -> Result<Self> {
         let mut shape = shape(request)?;
-        let mode = reader_mode(request.reader)?;
-        let source: KBox<dyn Source> = KBox::new(simulated(request, &shape)?, GFP_KERNEL_ACCOUNT)?;
+        let transmit = shape.direction == abi::DIRECTION_TRANSMIT;
+        let mode = if transmit { None } else { reader_mode(request.reader)? };
         let owner = Kuid::current_euid();
         let reservation = Reservation::new(owner, memory::bytes(&shape.header()))?;
         shape.stream_id = reservation.id();
@@ -265,9 +268,14 @@ impl Role {
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
-        let config = engine::config(header.slot_stride, request.start, STALL_NS);
-        let engine = Engine::new(&header, config, source)?;
-        let kind = Kind::Receive(Receive::new(engine, shared.clone())?);
+        let kind = if transmit {
+            Kind::Transmit(Transmit::new(request.start, shared.clone(), opener.clone())?)
+        } else {
+            let source = KBox::new(simulated(request, &shape)?, GFP_KERNEL_ACCOUNT)?;
+            let config = engine::config(header.slot_stride, request.start, STALL_NS);
+            let engine = Engine::new(&header, config, source)?;
+            Kind::Receive(Receive::new(engine, shared.clone())?)
+        };
         let control = Control {
             state: abi::STATE_CONFIGURED,
             files: 1,
@@ -292,6 +300,7 @@ impl Role {
         request.id = header.stream_id;
         request.total_len = header.total_len;
         request.reader_index = reader.map_or(ioctl::NO_READER, |reader| reader as u32);
+        let reader = if transmit { Some(transmit::WRITER) } else { reader };
         Ok(Self { stream, reader, owner: true })
     }
 
@@ -332,7 +341,7 @@ impl Role {
         &self.stream
     }
 
-    /// The reader that this file is.
+    /// The reader that this file is. Of a transmit stream: the place of its writer.
     pub(crate) fn reader(&self) -> Option<usize> {
         self.reader
     }
@@ -361,6 +370,9 @@ impl Drop for Role {
             if let Some(reader) = self.reader {
                 stream.kind.remove_reader(reader);
             }
+            if self.owner && stream.kind.ends_with_its_owner() {
+                control.state = abi::STATE_STOPPED;
+            }
             control.files = control.files.saturating_sub(1);
             if control.files == 0 {
                 stream.kind.end();
@@ -377,61 +389,78 @@ impl Kind {
     fn add_reader(&self, mode: Mode, demotable: bool) -> Result<(usize, u64)> {
         match self {
             Self::Receive(receive) => receive.add_reader(mode, demotable),
+            // It has a writer and no readers.
+            Self::Transmit(_) => Err(EINVAL),
         }
     }
 
     fn remove_reader(&self, reader: usize) {
         match self {
             Self::Receive(receive) => receive.remove_reader(reader),
+            Self::Transmit(transmit) => transmit.close(),
         }
     }
 
     fn start(&self) -> Result {
         match self {
             Self::Receive(receive) => receive.start(),
+            Self::Transmit(transmit) => transmit.start(),
         }
     }
 
     fn stop(&self) {
         match self {
             Self::Receive(receive) => receive.stop(),
+            Self::Transmit(transmit) => transmit.stop(),
         }
+    }
+
+    /// Whether there is nothing left to run when the owner's file is closed.
+    fn ends_with_its_owner(&self) -> bool {
+        matches!(self, Self::Transmit(_))
     }
 
     /// Nobody has the stream any more: as [`stop`](Self::stop), whatever its state, and for good.
     fn end(&self) {
         match self {
             Self::Receive(receive) => receive.end(),
+            Self::Transmit(transmit) => transmit.close(),
         }
     }
 
     fn counters(&self) -> StreamCounters {
         match self {
             Self::Receive(receive) => receive.counters(),
+            Self::Transmit(transmit) => transmit.counters(),
         }
     }
 
     fn reset_counters(&self) -> Result {
         match self {
             Self::Receive(receive) => receive.reset_counters(),
+            Self::Transmit(transmit) => transmit.reset_counters(),
         }
     }
 
-    fn set_stall_ns(&self, stall_ns: u64) {
+    fn set_stall_ns(&self, stall_ns: u64) -> Result {
         match self {
             Self::Receive(receive) => receive.set_stall_ns(stall_ns),
+            Self::Transmit(_) => return Err(EOPNOTSUPP),
         }
+        Ok(())
     }
 
     fn set(&self, key: u32, value: u64) -> Result {
         match self {
             Self::Receive(receive) => receive.set(key, value),
+            Self::Transmit(transmit) => transmit.set(key, value),
         }
     }
 
     fn get(&self, key: u32) -> Result<u64> {
         match self {
             Self::Receive(receive) => receive.get(key),
+            Self::Transmit(transmit) => transmit.get(key),
         }
     }
 
@@ -439,6 +468,7 @@ impl Kind {
     fn ready(&self, reader: usize) -> u32 {
         match self {
             Self::Receive(receive) => receive.ready(reader),
+            Self::Transmit(transmit) => transmit.ready(),
         }
     }
 }
@@ -476,6 +506,29 @@ impl Stream {
         Ok(())
     }
 
+    /// Takes the socket of a leg, before the stream runs.
+    pub(crate) fn add_leg(&self, request: &ioctl::AddLeg) -> Result {
+        let control = self.control.lock();
+        if control.state == abi::STATE_RUNNING {
+            return Err(EBUSY);
+        }
+        match &self.kind {
+            Kind::Receive(_) => Err(EOPNOTSUPP),
+            Kind::Transmit(transmit) => transmit.add_leg(request),
+        }
+    }
+
+    /// The writer has committed something to a transmit stream.
+    pub(crate) fn kick(&self) -> Result {
+        match &self.kind {
+            Kind::Receive(_) => Err(EOPNOTSUPP),
+            Kind::Transmit(transmit) => {
+                transmit.kick();
+                Ok(())
+            }
+        }
+    }
+
     /// State and counters.
     pub(crate) fn stats(&self) -> (u64, StreamCounters) {
         let control = self.control.lock();
@@ -494,8 +547,8 @@ impl Stream {
         match (key, value) {
             (ioctl::SETTING_ALLOW_RELIABLE, 0 | 1) => control.allow_reliable = value == 1,
             (ioctl::SETTING_STALL_NS, 1_000_000..) => {
+                self.kind.set_stall_ns(value)?;
                 control.stall_ns = value;
-                self.kind.set_stall_ns(value);
             }
             (ioctl::SETTING_ALLOW_RELIABLE | ioctl::SETTING_STALL_NS, _) => return Err(EINVAL),
             _ => return self.kind.set(key, value),

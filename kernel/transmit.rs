@@ -17,16 +17,17 @@ use kernel::bindings;
 use kernel::cred::Credential;
 use kernel::prelude::*;
 use kernel::sync::aref::ARef;
-use kernel::sync::{new_mutex, Mutex};
+use kernel::sync::{new_mutex, Arc, Mutex};
 
 use crate::clock::ClockPage;
 use crate::memory::Memory;
-use crate::primitives::{monotonic_ns, tai_ns, trace, WaitQueue};
+use crate::primitives::{monotonic_ns, tai_ns, trace};
 use crate::ring::abi::{self, ioctl, status, LegFigures, StreamCounters, LEGS_MAX};
 use crate::ring::pace::{Pacer, Rate};
 use crate::ring::transmit::{awake, Job, Progress, TransmitCore};
 use crate::sink::udp::{Gather, UdpSink, DATAGRAM_MAX, SEGMENTS_MAX};
-use crate::thread::{self, ActsFor, Bell};
+use crate::stream::Shared;
+use crate::thread::{self, ActsFor, Bell, Thread, ThreadOwner};
 
 /// Packets of a batch.
 const BATCH_MAX: usize = 256;
@@ -42,21 +43,23 @@ const RETRY_NS: u64 = 10_000_000;
 const LAUNCH_CHECK_NS: u64 = 500_000_000;
 /// What writers are told by poll: `EPOLLOUT` and `EPOLLWRNORM`.
 const WRITABLE: u32 = bindings::POLLOUT | 0x100;
-/// The control page of the writer.
-const WRITER: usize = 0;
 
-/// A transmit stream's engine and what belongs to it.
-#[pin_data]
+/// The writer's place among readers: its control page and wait queue.
+pub(crate) const WRITER: usize = 0;
+
+/// The engine of a transmit stream, its thread, and what wakes it.
+#[pin_data(PinnedDrop)]
 pub(crate) struct Transmit {
+    /// While the stream runs. Taken before the engine's lock.
+    #[pin]
+    thread: Mutex<Option<Thread>>,
     /// Held by the thread for one batch at a time.
     #[pin]
     engine: Mutex<Engine>,
-    /// The thread sleeps here.
+    // After the engine, whose legs ring it.
     #[pin]
     bell: Bell,
-    /// The writer waits here for free positions.
-    #[pin]
-    writer: WaitQueue,
+    shared: Arc<Shared>,
     /// Those who opened the stream's file: sends are theirs.
     opener: ARef<Credential>,
 }
@@ -73,20 +76,23 @@ enum Next {
 }
 
 impl Transmit {
-    /// An engine that has sent nothing, of a stream with `legs` legs whose first position is `start`.
+    /// An engine that has sent nothing, of a stream whose first position is `start`.
     pub(crate) fn new(
-        header: &abi::Header,
         start: u64,
+        shared: Arc<Shared>,
         opener: ARef<Credential>,
-    ) -> Result<Pin<KBox<Self>>> {
-        let engine = Engine::new(header, start)?;
-        let parts = pin_init!(Self {
-            engine <- new_mutex!(engine, "rtp_mgr transmit"),
-            bell <- Bell::new(),
-            writer <- WaitQueue::new(),
-            opener,
-        });
-        KBox::pin_init(parts, GFP_KERNEL_ACCOUNT)
+    ) -> Result<Arc<Self>> {
+        let engine = Engine::new(&shared.memory, start)?;
+        Arc::pin_init(
+            pin_init!(Self {
+                thread <- new_mutex!(None, "rtp_mgr thread"),
+                engine <- new_mutex!(engine, "rtp_mgr transmit"),
+                bell <- Bell::new(),
+                shared,
+                opener,
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
     }
 
     /// Takes the socket of a leg. The stream is not running.
@@ -95,53 +101,62 @@ impl Transmit {
     ///
     /// `EINVAL`: no such leg, or a flag that a transmit leg does not have. `EBUSY`: it has a socket.
     /// Those of [`UdpSink::adopt`].
-    pub(crate) fn add_leg(&self, memory: &Memory, request: &ioctl::AddLeg) -> Result {
+    pub(crate) fn add_leg(&self, request: &ioctl::AddLeg) -> Result {
         if request.flags & !ioctl::LEG_NO_GSO != 0 || request.source != [0; 16] {
             return Err(EINVAL);
         }
         let mut engine = self.engine.lock();
-        let place = engine.legs.get(request.leg as usize);
-        if place.ok_or(EINVAL)?.is_some() {
+        let place = engine.legs.get_mut(request.leg as usize).ok_or(EINVAL)?;
+        if place.is_some() {
             return Err(EBUSY);
         }
-        // SAFETY: The bell is part of the same allocation as the engine that keeps the sink, and
-        // is dropped after it.
+        // SAFETY: The bell does not move, and is dropped after the engine, which keeps the sink.
         let sink = unsafe { UdpSink::adopt(request.fd, &self.bell)? };
-        let offload = request.flags & ioctl::LEG_NO_GSO == 0;
-        if let Some(place) = engine.legs.get_mut(request.leg as usize) {
-            *place = Some(Leg::new(sink, offload));
-        }
-        engine.publish(memory, &self.writer, monotonic_ns());
+        *place = Some(Leg::new(sink, request.flags & ioctl::LEG_NO_GSO == 0));
+        engine.publish(&self.shared, monotonic_ns());
         Ok(())
     }
 
-    /// Before the thread starts.
+    /// Sends, from now on.
     ///
     /// # Errors
     ///
-    /// `EBUSY`: a leg has no socket yet.
-    pub(crate) fn start(&self, memory: &Memory) -> Result {
-        self.engine.lock().start(memory)
+    /// `EBUSY`: a leg has no socket yet. Those of [`Thread::start`].
+    pub(crate) fn start(&self) -> Result {
+        let mut thread = self.thread.lock();
+        self.engine.lock().start()?;
+        let number = self.shared.memory.header().stream_id;
+        // SAFETY: `self` is pinned, and stops the thread before it is dropped.
+        *thread = Some(unsafe { Thread::start(self, number)? });
+        self.shared.memory.live(status::STATE).store(abi::STATE_RUNNING);
+        Ok(())
     }
 
-    /// After the thread has ended: what was not sent is given up.
-    pub(crate) fn stop(&self, memory: &Memory) {
-        self.engine.lock().stop(memory, &self.writer);
-        self.writer.wake(WRITABLE | bindings::POLLHUP);
+    /// Stops; what was not sent is given up.
+    pub(crate) fn stop(&self) {
+        self.end_thread();
+        self.engine.lock().stop(&self.shared);
+        self.wake(bindings::POLLHUP);
     }
 
-    /// What the thread does until it is to end.
-    pub(crate) fn work(&self, memory: &Memory) {
-        let _opener = ActsFor::new(&self.opener);
-        while !thread::should_stop() {
-            self.bell.hush();
-            let next = self.engine.lock().run(memory, &self.writer);
-            match next {
-                Next::Now => thread::pause(),
-                Next::At(until_ns) => self.bell.sleep(Some(until_ns)),
-                Next::Kick => self.bell.sleep(None),
-            }
+    /// Stops, whatever its state, for good: nobody can write any more. The legs' sockets are let go.
+    pub(crate) fn close(&self) {
+        if self.end_thread() {
+            self.stop();
         }
+        self.engine.lock().legs.clear();
+        self.shared.memory.live(status::STATE).store(abi::STATE_STOPPED);
+    }
+
+    /// Waits for the thread's end. `false`: there was none.
+    fn end_thread(&self) -> bool {
+        self.thread.lock().take().is_some()
+    }
+
+    /// Wakes the writer.
+    fn wake(&self, more: u32) {
+        let [writer, ..] = &self.shared.waits;
+        writer.wake(WRITABLE | more);
     }
 
     /// The writer has committed something.
@@ -150,10 +165,10 @@ impl Transmit {
     }
 
     /// The counters now.
-    pub(crate) fn counters(&self, memory: &Memory) -> StreamCounters {
+    pub(crate) fn counters(&self) -> StreamCounters {
         let mut engine = self.engine.lock();
         let now_ns = monotonic_ns();
-        engine.publish(memory, &self.writer, now_ns);
+        engine.publish(&self.shared, now_ns);
         engine.core.counters(now_ns)
     }
 
@@ -162,14 +177,14 @@ impl Transmit {
     /// # Errors
     ///
     /// `EBUSY`: packets are pending.
-    pub(crate) fn reset_counters(&self, memory: &Memory) -> Result {
+    pub(crate) fn reset_counters(&self) -> Result {
         let mut engine = self.engine.lock();
         let now_ns = monotonic_ns();
         if engine.core.counters(now_ns).pending != 0 {
             return Err(EBUSY);
         }
         *engine.core.counters_mut() = StreamCounters::default();
-        engine.publish(memory, &self.writer, now_ns);
+        engine.publish(&self.shared, now_ns);
         Ok(())
     }
 
@@ -191,13 +206,9 @@ impl Transmit {
         }
     }
 
-    /// The writer's wait queue.
-    pub(crate) fn writer(&self) -> &WaitQueue {
-        &self.writer
-    }
-
     /// What poll says to the writer. Takes no lock.
-    pub(crate) fn ready(&self, memory: &Memory) -> u32 {
+    pub(crate) fn ready(&self) -> u32 {
+        let memory = &self.shared.memory;
         let stopped = memory.live(status::STATE).load() == abi::STATE_STOPPED;
         let hangup = if stopped { bindings::POLLHUP } else { 0 };
         let tail = memory.live(status::TAIL).load_acquire();
@@ -207,6 +218,28 @@ impl Transmit {
         } else {
             hangup
         }
+    }
+}
+
+impl ThreadOwner for Transmit {
+    fn work(&self) {
+        let _opener = ActsFor::new(&self.opener);
+        while !thread::should_stop() {
+            self.bell.hush();
+            let next = self.engine.lock().run(&self.shared);
+            match next {
+                Next::Now => thread::pause(),
+                Next::At(until_ns) => self.bell.sleep(Some(until_ns)),
+                Next::Kick => self.bell.sleep(None),
+            }
+        }
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Transmit {
+    fn drop(self: Pin<&mut Self>) {
+        self.end_thread();
     }
 }
 
@@ -277,8 +310,8 @@ struct Legs {
 }
 
 impl Legs {
-    fn get(&self, leg: usize) -> Option<&Option<Leg>> {
-        self.places.get(..self.count)?.get(leg)
+    fn clear(&mut self) {
+        self.places = [const { None }; LEGS_MAX];
     }
 
     fn get_mut(&mut self, leg: usize) -> Option<&mut Option<Leg>> {
@@ -326,7 +359,12 @@ fn late(pacer: &Pacer, now_ns: u64, ready: u64) -> u64 {
 }
 
 impl Engine {
-    fn new(header: &abi::Header, start: u64) -> Result<Self> {
+    fn new(memory: &Memory, start: u64) -> Result<Self> {
+        let header = memory.header();
+        memory.live(status::TAIL).store(start);
+        let control = memory.control(WRITER);
+        control.position.store(start);
+        control.wake_at.store(start);
         let flags = GFP_KERNEL_ACCOUNT | __GFP_NOWARN;
         let progress = KVVec::from_elem(Progress::Waiting, header.slot_count as usize, flags)?;
         Ok(Self {
@@ -346,7 +384,7 @@ impl Engine {
         })
     }
 
-    fn start(&mut self, memory: &Memory) -> Result {
+    fn start(&mut self) -> Result {
         if !self.legs.complete() {
             return Err(EBUSY);
         }
@@ -355,7 +393,6 @@ impl Engine {
         for leg in self.legs.iter_mut() {
             leg.blocked_since = None;
         }
-        memory.live(status::STATE).store(abi::STATE_RUNNING);
         Ok(())
     }
 
@@ -366,13 +403,14 @@ impl Engine {
     }
 
     /// One round, and whether to sleep after it.
-    fn run(&mut self, memory: &Memory, writer: &WaitQueue) -> Next {
+    fn run(&mut self, shared: &Shared) -> Next {
+        let memory = &shared.memory;
         let need_kick = memory.live(status::NEED_KICK);
         if self.asleep {
             awake(need_kick);
             self.asleep = false;
         }
-        let next = self.round(memory, writer);
+        let next = self.round(shared);
         if next == Next::Kick {
             if !self.core.prepare_sleep(need_kick, memory.control(WRITER).position) {
                 awake(need_kick);
@@ -384,14 +422,15 @@ impl Engine {
     }
 
     /// Takes the next batch, if there is none, and sends what the legs take of it.
-    fn round(&mut self, memory: &Memory, writer: &WaitQueue) -> Next {
+    fn round(&mut self, shared: &Shared) -> Next {
+        let memory = &shared.memory;
         // In this order: a launch time is then never believed to have come before it has.
         let (tai_ns, now_ns) = (tai_ns(), monotonic_ns());
         self.core.observe_head(memory.control(WRITER).position.load_acquire());
         if self.filled == 0 {
             let next = self.take_batch(memory, now_ns, tai_ns);
             if self.filled == 0 {
-                self.publish(memory, writer, now_ns);
+                self.publish(shared, now_ns);
                 return next;
             }
         }
@@ -401,10 +440,10 @@ impl Engine {
         self.give_up_stalled(now_ns);
         if self.legs.iter().all(|leg| leg.done == self.filled) {
             self.finish_batch();
-            self.publish(memory, writer, now_ns);
+            self.publish(shared, now_ns);
             return Next::Now;
         }
-        self.publish(memory, writer, now_ns);
+        self.publish(shared, now_ns);
         Next::At(now_ns.saturating_add(RETRY_NS))
     }
 
@@ -540,7 +579,8 @@ impl Engine {
     }
 
     /// Publishes positions and figures, and wakes the writer if it waits for them.
-    fn publish(&mut self, memory: &Memory, writer: &WaitQueue, now_ns: u64) {
+    fn publish(&mut self, shared: &Shared, now_ns: u64) {
+        let memory = &shared.memory;
         memory.counters().publish(&self.core.counters(now_ns).to_words());
         for (at, leg) in self.legs.places.iter().enumerate() {
             if let Some(leg) = leg {
@@ -552,12 +592,14 @@ impl Engine {
         self.core.publish_tail(memory.live(status::TAIL));
         if self.core.should_wake(memory.control(WRITER).wake_at.load()) {
             trace::wake(self.id, WRITER as u32, self.core.tail());
+            let [writer, ..] = &shared.waits;
             writer.wake(WRITABLE);
         }
     }
 
     /// Gives up what was not sent.
-    fn stop(&mut self, memory: &Memory, writer: &WaitQueue) {
+    fn stop(&mut self, shared: &Shared) {
+        let memory = &shared.memory;
         let batch = self.batch.get_mut(..self.filled).unwrap_or_default();
         for leg in self.legs.iter_mut() {
             leg.sink.wait_no_more();
@@ -573,7 +615,7 @@ impl Engine {
         awake(memory.live(status::NEED_KICK));
         self.asleep = false;
         memory.live(status::STATE).store(abi::STATE_STOPPED);
-        self.publish(memory, writer, monotonic_ns());
+        self.publish(shared, monotonic_ns());
     }
 }
 

@@ -10,10 +10,10 @@ use core::marker::PhantomPinned;
 use core::ptr::NonNull;
 
 use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
+use kernel::bindings;
 use kernel::error::to_result;
 use kernel::prelude::*;
 use kernel::types::Opaque;
-use kernel::bindings;
 
 use crate::thread::Bell;
 
