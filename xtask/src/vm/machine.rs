@@ -26,7 +26,7 @@ const TEST: Duration = Duration::from_secs(600);
 const MEMORY: &str = "1G";
 
 /// Kernel modules that programs in the machine use, in loading order.
-const MODULES: [&str; 0] = [];
+const MODULES: [&str; 1] = ["veth"];
 
 /// How QEMU runs the machine's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
