@@ -223,23 +223,31 @@ fn a_rate_is_never_exceeded_and_kept_on_average() {
     }
     for (packets, seconds, count) in [(1_000, 1, 800), (30_000, 1_001, 20), (4_000, 1, 2_000)] {
         let rate = packets << 32 | seconds;
-        writer.device.set(ioctl::SETTING_RATE, rate).unwrap();
-        assert_eq!(writer.device.get(ioctl::SETTING_RATE).unwrap(), rate);
-        let before = clock_ns(libc::CLOCK_REALTIME);
-        for number in 0..count {
-            writer.fill(&numbered(number, 100));
-        }
-        writer.commit();
-        let arrived = arrivals(&to, count as usize, SILENCE);
-        assert_eq!(arrived.len(), count as usize);
-        for (number, (time, bytes)) in arrived.iter().enumerate() {
-            assert_eq!(*bytes, numbered(number as u64, 100));
-            let due = before + number as u64 * seconds * NS / packets;
-            assert!(*time >= due, "packet {number} is {} ns early", due - time);
-        }
-        let took = arrived.last().unwrap().0 - before;
-        let due = (count - 1) * seconds * NS / packets;
-        assert!(took < due + due / 10 + NS / 5, "{took} ns for {due} at {packets}/{seconds}");
+        let due = |number: u64| number * seconds * NS / packets;
+        // A machine that stood still for a while is given another chance to keep up; to be early there
+        // is none.
+        let kept = (0..10).any(|_| {
+            writer.device.set(ioctl::SETTING_RATE, rate).unwrap();
+            assert_eq!(writer.device.get(ioctl::SETTING_RATE).unwrap(), rate);
+            for number in 0..count {
+                writer.fill(&numbered(number, 100));
+            }
+            let before = clock_ns(libc::CLOCK_REALTIME);
+            writer.commit();
+            let arrived = arrivals(&to, count as usize, SILENCE);
+            assert_eq!(arrived.len(), count as usize);
+            for (number, (time, bytes)) in arrived.iter().enumerate() {
+                assert_eq!(*bytes, numbered(number as u64, 100));
+                let earliest = before + due(number as u64);
+                assert!(*time >= earliest, "packet {number} is {} ns early", earliest - time);
+            }
+            let next = writer.next;
+            assert!(writer.wait_for(next, LIMIT));
+            let took = arrived[count as usize - 1].0 - before;
+            println!("{packets}/{seconds}: {took} ns for {} ns", due(count - 1));
+            took < due(count - 1) + due(count - 1) / 20 + NS / 50
+        });
+        assert!(kept, "{packets}/{seconds} is not kept up with");
     }
     // Faster while packets wait for a slow rate.
     writer.device.set(ioctl::SETTING_RATE, 1 << 32 | 1_000).unwrap();
@@ -392,6 +400,15 @@ impl Void {
         void
     }
 
+    /// A stream whose only leg is [`Void::sender`], packet by packet: as one, a buffer that is not full
+    /// takes many.
+    fn writer(prefix: &str, ring_order: u32) -> Writer {
+        let writer = Writer::create(ioctl::Create { ring_order, ..request() }).unwrap();
+        writer.add_leg(0, Self::sender(prefix).as_raw_fd(), ioctl::LEG_NO_GSO).unwrap();
+        writer.device.plain(ioctl::START).unwrap();
+        writer
+    }
+
     /// A socket connected to nobody, with the smallest send buffer.
     fn sender(prefix: &str) -> UdpSocket {
         let socket = UdpSocket::bind((format!("{prefix}.1").as_str(), 0)).unwrap();
@@ -411,9 +428,7 @@ impl Drop for Void {
 #[test]
 fn a_stream_whose_socket_takes_nothing_holds_up_no_other() {
     let void = Void::new("void0", "10.77.1");
-    let stuck_socket = Void::sender("10.77.1");
-    let create = ioctl::Create { ring_order: 8, ..request() };
-    let mut stuck = Writer::running(create, &[&stuck_socket]).unwrap();
+    let mut stuck = Void::writer("10.77.1", 8);
     for number in 0..200 {
         stuck.fill(&numbered(number, 1_000));
     }
@@ -475,8 +490,7 @@ fn a_leg_that_takes_nothing_costs_the_other_nothing() {
 #[test]
 fn space_in_the_socket_wakes_a_stream_that_waited_for_it() {
     let void = Void::new("void2", "10.77.3");
-    let create = ioctl::Create { ring_order: 4, ..request() };
-    let mut writer = Writer::running(create, &[&Void::sender("10.77.3")]).unwrap();
+    let mut writer = Void::writer("10.77.3", 4);
     for number in 0..16 {
         writer.fill(&numbered(number, 1_400));
     }
