@@ -8,6 +8,8 @@ use crate::ring::abi::status;
 
 /// A clock step is what CLOCK_REALTIME moves against CLOCK_MONOTONIC by more than this.
 const STEP_NS: u64 = 1_000_000;
+/// Clocks that were read further apart than this say nothing of each other.
+const APART_NS: u64 = 100_000;
 
 /// Notices when CLOCK_REALTIME is set.
 pub(crate) struct ClockPage {
@@ -20,9 +22,12 @@ impl ClockPage {
         Self { realtime_offset_ns: realtime_ns().wrapping_sub(monotonic_ns()) }
     }
 
-    /// Writes the words of the status page.
+    /// Writes the words of the status page, unless it was interrupted: then the next time.
     pub(crate) fn publish(&mut self, memory: &Memory) {
         let (monotonic, realtime, tai) = (monotonic_ns(), realtime_ns(), tai_ns());
+        if monotonic_ns().wrapping_sub(monotonic) > APART_NS {
+            return;
+        }
         // Read one after the other: rounded, so that what passed between does not show.
         let offset_ns = (tai as i64).wrapping_sub(realtime as i64);
         let offset_s = offset_ns.saturating_add(500_000_000).wrapping_div(1_000_000_000);

@@ -176,13 +176,12 @@ fn plain(handle: &Handle, address: usize, act: impl FnOnce(&Role) -> Result) -> 
 
 fn stop(handle: &Handle, address: usize) -> Result {
     let (_, argument) = Place::fetch::<ioctl::Plain>(address)?;
-    // A stream without legs has none to let go.
     if argument.flags & !ioctl::STOP_LEGS != 0 {
         return Err(EINVAL);
     }
     let role = role(handle)?;
     role.require_owner()?;
-    role.stream().stop()
+    role.stream().stop(argument.flags & ioctl::STOP_LEGS != 0)
 }
 
 fn version(address: usize) -> Result {

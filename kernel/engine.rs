@@ -10,8 +10,9 @@ use kernel::alloc::flags::{__GFP_NOWARN, GFP_KERNEL_ACCOUNT};
 use kernel::bindings;
 use kernel::prelude::*;
 
+use crate::clock::ClockPage;
 use crate::memory::Memory;
-use crate::primitives::{monotonic_ns, realtime_ns, tai_ns, trace, WaitQueue};
+use crate::primitives::{monotonic_ns, tai_ns, trace, WaitQueue};
 use crate::ring::abi::{self, ioctl, status, ReaderStatus, StreamCounters, READERS_MAX};
 use crate::ring::follow::Held;
 use crate::ring::producer::Mode;
@@ -22,8 +23,6 @@ use crate::source::Source;
 
 /// What readers are told by poll.
 const READABLE: u32 = bindings::POLLIN | 0x40;
-/// A clock step is what CLOCK_REALTIME moves against CLOCK_MONOTONIC by more than this.
-const STEP_NS: u64 = 1_000_000;
 
 /// Storage of the ring core in kernel memory.
 pub(crate) struct KernelMemory;
@@ -75,8 +74,7 @@ pub(crate) struct Engine {
     lens: KVVec<u32>,
     /// Every reader has released, or lost, what is before this position.
     consumed_to: u64,
-    /// CLOCK_REALTIME less CLOCK_MONOTONIC.
-    realtime_offset_ns: u64,
+    clock: ClockPage,
 }
 
 /// A free slot that a source has for itself.
@@ -214,7 +212,7 @@ impl Engine {
             patience: [Patience { due_ns: None, over: false }; READERS_MAX],
             max_latency_ns: 0,
             lens,
-            realtime_offset_ns: realtime_ns().wrapping_sub(monotonic_ns()),
+            clock: ClockPage::new(),
         })
     }
 
@@ -424,23 +422,7 @@ impl Engine {
             let status: ReaderStatus = self.core.readers().status(reader);
             memory.reader_status(reader).publish(&status.to_words());
         }
-        self.publish_clock(memory);
-    }
-
-    fn publish_clock(&mut self, memory: &Memory) {
-        let (monotonic, realtime, tai) = (monotonic_ns(), realtime_ns(), tai_ns());
-        // Read one after the other: rounded, so that what passed between does not show.
-        let offset_ns = (tai as i64).wrapping_sub(realtime as i64);
-        let offset_s = offset_ns.saturating_add(500_000_000).wrapping_div(1_000_000_000);
-        memory.live(status::TAI_OFFSET_S).store(offset_s as u64);
-        memory.live(status::TAI_VALID).store(u64::from(offset_s != 0));
-        let offset = realtime.wrapping_sub(monotonic);
-        let moved = (offset.wrapping_sub(self.realtime_offset_ns) as i64).unsigned_abs();
-        self.realtime_offset_ns = offset;
-        if moved > STEP_NS {
-            let generation = memory.live(status::CLOCK_GENERATION);
-            generation.store(generation.load().wrapping_add(1));
-        }
+        self.clock.publish(memory);
     }
 
     /// A new reader, beginning at the next position. Returns its place and that position.

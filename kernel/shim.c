@@ -69,7 +69,7 @@ int rtp_mgr_udp_may_send(struct socket *socket)
 	const struct sock *sk = socket->sk;
 
 	if (!sk || !sk_is_udp(sk))
-		return -EPROTOTYPE;
+		return -EINVAL;
 	if (READ_ONCE(sk->sk_state) != TCP_ESTABLISHED)
 		return -ENOTCONN;
 	return 0;

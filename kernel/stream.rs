@@ -495,14 +495,17 @@ impl Stream {
         Ok(())
     }
 
-    /// Stops it.
-    pub(crate) fn stop(&self) -> Result {
+    /// Stops it, and with `legs` lets its legs go, if it has some.
+    pub(crate) fn stop(&self, legs: bool) -> Result {
         let mut control = self.control.lock();
         if control.state != abi::STATE_RUNNING {
             return Err(EBUSY);
         }
         control.state = abi::STATE_STOPPED;
         self.kind.stop();
+        if let (true, Kind::Transmit(transmit)) = (legs, &self.kind) {
+            transmit.let_go();
+        }
         Ok(())
     }
 

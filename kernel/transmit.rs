@@ -144,8 +144,13 @@ impl Transmit {
         if self.end_thread() {
             self.stop();
         }
-        self.engine.lock().legs.clear();
+        self.let_go();
         self.shared.memory.live(status::STATE).store(abi::STATE_STOPPED);
+    }
+
+    /// Lets the legs' sockets go. The stream is not running.
+    pub(crate) fn let_go(&self) {
+        self.engine.lock().legs.clear();
     }
 
     /// Waits for the thread's end. `false`: there was none.

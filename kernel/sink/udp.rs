@@ -75,7 +75,7 @@ impl UdpSink {
     ///
     /// # Errors
     ///
-    /// `EBADF`, `ENOTSOCK`: not a socket. `EPROTOTYPE`: not UDP. `ENOTCONN`: not connected.
+    /// `EBADF`, `ENOTSOCK`: not a socket. `EINVAL`: not UDP. `ENOTCONN`: not connected.
     ///
     /// # Safety
     ///
