@@ -7,10 +7,10 @@
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
-use kernel::error::from_err_ptr;
-use kernel::sync::atomic::{ordering, Atomic};
-use kernel::sync::aref::ARef;
 use kernel::cred::Credential;
+use kernel::error::from_err_ptr;
+use kernel::sync::aref::ARef;
+use kernel::sync::atomic::{ordering, Atomic};
 use kernel::{bindings, c_str, current, prelude::*};
 
 use crate::primitives::WaitQueue;

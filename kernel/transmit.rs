@@ -634,12 +634,7 @@ impl Leg {
     ///
     /// With offload, neighbours of equal length go together. A shorter one may close a message: that is
     /// what a segmented message looks like on the wire, too.
-    fn message(
-        &self,
-        batch: &[InFlight],
-        memory: &Memory,
-        gather: &mut Gather,
-    ) -> Option<Message> {
+    fn message(&self, batch: &[InFlight], memory: &Memory, gather: &mut Gather) -> Option<Message> {
         gather.clear();
         let rest = batch.get(self.done..)?;
         let first_len = rest.first()?.len;
