@@ -156,8 +156,7 @@ pub(crate) fn call(handle: &Handle, command: u32, address: usize) -> Result {
     } else if is(ioctl::GET) {
         get(handle, address)
     } else if is(ioctl::KICK) {
-        // For transmit streams, which this module does not have yet.
-        plain(handle, address, |_| Err(EOPNOTSUPP))
+        plain(handle, address, |role| role.require_owner().and_then(|()| role.stream().kick()))
     } else if is(ioctl::LIST) {
         list(address)
     } else if is(ioctl::HEARD) {
@@ -194,8 +193,11 @@ fn version(address: usize) -> Result {
     let (place, mut version) = Place::fetch::<ioctl::Version>(address)?;
     version.abi_major = abi::ABI_MAJOR;
     version.abi_minor = abi::ABI_MINOR;
-    version.features =
-        feature::SIMULATED | feature::EXACT_TIMES | feature::ORDERED | feature::UDP_RECEIVE;
+    version.features = feature::SIMULATED
+        | feature::EXACT_TIMES
+        | feature::ORDERED
+        | feature::UDP_RECEIVE
+        | feature::UDP_TRANSMIT;
     version.release = [0; 32];
     for (to, from) in version.release.iter_mut().zip(b"0.1.0") {
         *to = *from;
@@ -206,7 +208,7 @@ fn version(address: usize) -> Result {
 fn create(handle: &Handle, address: usize) -> Result {
     let (place, mut request) = Place::fetch::<ioctl::Create>(address)?;
     handle.configure(|| {
-        let role = Role::create(&mut request)?;
+        let role = Role::create(&mut request, handle.opener())?;
         // A stream whose number its user cannot be told is dropped again.
         place.answer(&mut request)?;
         Ok(role)

@@ -7,11 +7,13 @@
 //! an open that races with unloading fails, and an open file keeps the module.
 
 use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
+use kernel::cred::Credential;
 use kernel::error::{from_err_ptr, to_result};
 use kernel::fs::LocalFile;
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
 use kernel::seq_file::SeqFile;
+use kernel::sync::aref::ARef;
 use kernel::sync::{new_mutex, Mutex, SetOnce};
 use kernel::{bindings, c_str, seq_print};
 
@@ -24,14 +26,25 @@ use crate::stream::Role;
 #[pin_data]
 pub(crate) struct Handle {
     role: SetOnce<Role>,
+    /// Those of whoever opened it.
+    opener: ARef<Credential>,
     /// Held while the role is being decided.
     #[pin]
     configuring: Mutex<()>,
 }
 
 impl Handle {
-    fn new() -> impl PinInit<Self> {
-        pin_init!(Self { role: SetOnce::new(), configuring <- new_mutex!((), "rtp_mgr file") })
+    fn new(opener: ARef<Credential>) -> impl PinInit<Self> {
+        pin_init!(Self {
+            role: SetOnce::new(),
+            opener,
+            configuring <- new_mutex!((), "rtp_mgr file"),
+        })
+    }
+
+    /// With which credentials the file was opened.
+    pub(crate) fn opener(&self) -> &ARef<Credential> {
+        &self.opener
     }
 
     /// Its part in a stream, once it has one: for good.
@@ -111,7 +124,9 @@ fn errno(result: Result) -> c_int {
 ///
 /// Called by the kernel as an operation of one of our files.
 unsafe extern "C" fn open(_: *mut bindings::inode, file: *mut bindings::file) -> c_int {
-    let handle = match KBox::pin_init(Handle::new(), GFP_KERNEL_ACCOUNT) {
+    // SAFETY: The kernel gives us the file that is being opened, and its credentials live as long.
+    let opener = unsafe { Credential::from_ptr((*file).f_cred) };
+    let handle = match KBox::pin_init(Handle::new(opener.into()), GFP_KERNEL_ACCOUNT) {
         Ok(handle) => handle,
         Err(error) => return error.to_errno(),
     };

@@ -10,8 +10,9 @@ use kernel::alloc::flags::{__GFP_NOWARN, GFP_KERNEL_ACCOUNT};
 use kernel::bindings;
 use kernel::prelude::*;
 
+use crate::clock::ClockPage;
 use crate::memory::Memory;
-use crate::primitives::{monotonic_ns, random, realtime_ns, tai_ns, trace, WaitQueue};
+use crate::primitives::{monotonic_ns, random, tai_ns, trace, WaitQueue};
 use crate::ring::abi::StreamCounters;
 use crate::ring::abi::{self, feature, ioctl, status, ReaderStatus, LEGS_MAX, READERS_MAX};
 use crate::ring::follow::Held;
@@ -26,8 +27,6 @@ use crate::source::Source;
 
 /// What readers are told by poll.
 const READABLE: u32 = bindings::POLLIN | 0x40;
-/// A clock step is what CLOCK_REALTIME moves against CLOCK_MONOTONIC by more than this.
-const STEP_NS: u64 = 1_000_000;
 /// How often the clocks and the sockets' drop counters are looked at.
 const HOUSEKEEPING_NS: u64 = 500_000_000;
 /// Longest that gaps may stay open.
@@ -119,8 +118,7 @@ pub(crate) struct Engine {
     traced: u64,
     /// Last look at clocks and sockets.
     looked_ns: u64,
-    /// CLOCK_REALTIME less CLOCK_MONOTONIC.
-    realtime_offset_ns: u64,
+    clock: ClockPage,
 }
 
 /// A packet of a leg.
@@ -289,7 +287,7 @@ impl Engine {
             lens,
             traced: 0,
             looked_ns: 0,
-            realtime_offset_ns: realtime_ns().wrapping_sub(monotonic_ns()),
+            clock: ClockPage::new(),
         })
     }
 
@@ -697,7 +695,7 @@ impl Engine {
     /// Looks at the clocks and the sockets.
     fn look_around(&mut self, memory: &Memory, now_ns: u64) {
         self.looked_ns = now_ns;
-        self.publish_clock(memory);
+        self.clock.publish(memory);
         self.look_at_sockets();
     }
 
@@ -715,22 +713,6 @@ impl Engine {
             }
         }
         bump(&mut self.core.counters_mut().external_drops, dropped);
-    }
-
-    fn publish_clock(&mut self, memory: &Memory) {
-        let (monotonic, realtime, tai) = (monotonic_ns(), realtime_ns(), tai_ns());
-        // Read one after the other: rounded, so that what passed between does not show.
-        let offset_ns = (tai as i64).wrapping_sub(realtime as i64);
-        let offset_s = offset_ns.saturating_add(500_000_000).wrapping_div(1_000_000_000);
-        memory.live(status::TAI_OFFSET_S).store(offset_s as u64);
-        memory.live(status::TAI_VALID).store(u64::from(offset_s != 0));
-        let offset = realtime.wrapping_sub(monotonic);
-        let moved = (offset.wrapping_sub(self.realtime_offset_ns) as i64).unsigned_abs();
-        self.realtime_offset_ns = offset;
-        if moved > STEP_NS {
-            let generation = memory.live(status::CLOCK_GENERATION);
-            generation.store(generation.load().wrapping_add(1));
-        }
     }
 
     /// A new reader, beginning at the next position. Returns its place and that position.

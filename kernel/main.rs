@@ -12,15 +12,20 @@
 //! | [`engine`] | what runs under a stream's lock: intake, publishing, waking |
 //! | [`registry`] | all streams: numbers, memory per user |
 //! | [`memory`] | the shared pages, and mapping them |
+//! | [`transmit`] | the engine of a transmit stream: its thread's work |
+//! | [`sink`] | where a transmit stream's packets go: UDP |
 //! | [`source`] | where packets come from: the trait for devices, the simulated one |
 //! | [`primitives`] | bottom-half lock, wait queue, timer, clocks |
 //! | [`compat`] | what an older kernel's API lacks or has wrong |
+//! | [`thread`] | kernel threads and where they sleep |
+//! | [`clock`] | the machine's clocks in a stream's status page |
 //! | [`ring`] | the ring core, the same files as in user space |
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
 use kernel::prelude::*;
 
+mod clock;
 mod compat;
 mod control;
 mod device;
@@ -30,8 +35,11 @@ mod primitives;
 mod receive;
 mod registry;
 mod ring;
+mod sink;
 mod source;
 mod stream;
+mod thread;
+mod transmit;
 
 module! {
     type: RtpManager,

@@ -4,8 +4,10 @@
 //!
 //! # Ownership
 //!
-//! The kernel writes everything except control pages, and reads of user-written memory only the words of
-//! control pages, each once ([`Memory::control`]). A page lives until the stream's memory is dropped
+//! Of a receive stream the kernel writes everything except control pages, and reads of user-written memory
+//! only the words of control pages, each once ([`Memory::control`]). Of a transmit stream the writer
+//! also writes descriptors, read once each ([`Memory::ring`]), and slots, whose bytes only go to the
+//! network ([`Memory::slot_bytes`]). A page lives until the stream's memory is dropped
 //! *and* the last mapping of it is gone (each mapping holds a reference to the page); a mapping also keeps
 //! its file, and so the stream, alive.
 
@@ -69,6 +71,8 @@ impl Pages {
 /// What a stream's memory is to hold.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
+    /// One of the `DIRECTION_` values.
+    pub(crate) direction: u32,
     pub(crate) features: u64,
     pub(crate) slot_count: u32,
     pub(crate) slot_total: u32,
@@ -81,10 +85,10 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// The header of such a receive stream.
+    /// The header of such a stream.
     pub(crate) fn header(&self) -> Header {
         let shape = layout::Shape {
-            direction: abi::DIRECTION_RECEIVE,
+            direction: self.direction,
             engine: abi::ENGINE_KERNEL,
             features: self.features,
             slot_count: self.slot_count,
@@ -115,7 +119,8 @@ pub(crate) struct Memory {
 }
 
 /// Whose file maps. A reader has its own control page and sees its own status page; the owner, and
-/// whoever reads nothing, sees those of all readers.
+/// whoever reads nothing, sees those of all readers. The owner of a transmit stream is its writer, whose
+/// control page is that of the first reader; nobody else sees what it writes.
 #[derive(Clone, Copy)]
 pub(crate) struct Viewer {
     pub(crate) reader: Option<usize>,
@@ -219,7 +224,7 @@ impl Memory {
         Block { words: self.region.words(offset, Block::len_words(ReaderStatus::WORDS)) }
     }
 
-    /// The control page of one reader. What it says is whatever its user wrote.
+    /// The control page of one reader, or of the writer, which is the first. What it says is whatever its user wrote.
     pub(crate) fn control(&self, reader: usize) -> ControlView<'_> {
         let page = reader.saturating_mul(PAGE);
         let word = |offset: usize| match self.controls.words(page.saturating_add(offset), 1) {
@@ -254,6 +259,19 @@ impl Memory {
         }
     }
 
+    /// Where `slot` begins, if its first `len` bytes are in a slot. Their user may write them at any
+    /// time: to be read by what copies bytes and does not look at them.
+    pub(crate) fn slot_bytes(&self, slot: u32, len: u32) -> Option<NonNull<u8>> {
+        if slot >= self.header.slot_total || len > self.header.slot_stride {
+            return None;
+        }
+        let start = (slot as usize).saturating_mul(self.header.slot_stride as usize);
+        let offset = (self.header.slots_offset as usize).saturating_add(start);
+        // SAFETY: The slot is one of the region's, so its start is inside.
+        let address = unsafe { self.region.0.as_ptr().cast::<u8>().add(offset) };
+        NonNull::new(address.cast_mut())
+    }
+
     /// The part that a mapping of `len` bytes at `offset` is in, as `viewer` may map it.
     fn part(&self, offset: u64, len: u64, viewer: Viewer) -> Result<Part> {
         let header = &self.header;
@@ -261,6 +279,8 @@ impl Memory {
             let page = PAGE as u64;
             (reader as u64).saturating_mul(page).saturating_add(header.reader_status_offset)
         });
+        let transmit = header.direction == abi::DIRECTION_TRANSMIT;
+        let packets = !transmit || viewer.owner;
         let parts = [
             (header.status_offset, header.status_len, true, false),
             (
@@ -270,8 +290,8 @@ impl Memory {
                 false,
             ),
             (header.control_offset, header.control_len, viewer.reader.is_some(), true),
-            (header.desc_offset, header.desc_len, true, false),
-            (header.slots_offset, header.slots_len, true, false),
+            (header.desc_offset, header.desc_len, packets, transmit),
+            (header.slots_offset, header.slots_len, packets, transmit),
         ];
         let end = offset.checked_add(len).ok_or(EINVAL)?;
         for (start, part_len, allowed, writable) in parts {

@@ -132,6 +132,11 @@ impl WaitQueue {
         unsafe { shim::rtp_mgr_wait_register(file.cast(), self.queue.get(), table.cast()) };
     }
 
+    /// The queue, for those who sleep in it on their own.
+    pub(crate) fn as_ptr(&self) -> *mut bindings::wait_queue_head_t {
+        self.queue.get()
+    }
+
     /// Wakes those who wait for any of `events`. Any context.
     pub(crate) fn wake(&self, events: u32) {
         // SAFETY: The queue was initialised with `self`.

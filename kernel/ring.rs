@@ -19,6 +19,8 @@ pub(crate) mod header;
 pub(crate) mod layout;
 #[path = "../ring/src/ordered.rs"]
 mod ordered;
+#[path = "../ring/src/pace.rs"]
+pub(crate) mod pace;
 #[path = "../ring/src/pattern.rs"]
 pub(crate) mod pattern;
 #[path = "../ring/src/producer.rs"]
@@ -31,5 +33,7 @@ pub(crate) mod source;
 pub(crate) mod staging;
 #[path = "../ring/src/table.rs"]
 pub(crate) mod table;
+#[path = "../ring/src/transmit.rs"]
+pub(crate) mod transmit;
 #[path = "../ring/src/view.rs"]
 pub(crate) mod view;

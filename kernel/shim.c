@@ -2,15 +2,19 @@
 /*
  * What the kernel's Rust API does not have (7.3), and nothing else. Each function says why it is here.
  */
+#include <linux/cred.h>
 #include <linux/filter.h>
 #include <linux/module.h>
+#include <linux/net.h>
 #include <linux/netdevice.h>
+#include <linux/sched.h>
 #include <linux/spinlock.h>
 #include <linux/udp.h>
 #include <linux/wait.h>
 #include <net/ip.h>
 #include <net/ipv6.h>
 #include <net/sock.h>
+#include <net/tcp_states.h>
 #include <net/udp.h>
 #include <net/udp_tunnel.h>
 
@@ -51,6 +55,44 @@ void rtp_mgr_wait_register(struct file *file, wait_queue_head_t *queue, poll_tab
 void rtp_mgr_wait_wake(wait_queue_head_t *queue, __poll_t events)
 {
 	wake_up_poll(queue, events);
+}
+
+/* override_creds() and revert_creds(), which are the same, are inline functions. */
+const struct cred *rtp_mgr_swap_creds(const struct cred *creds)
+{
+	return override_creds(creds);
+}
+
+/* A macro. */
+void rtp_mgr_cond_resched(void)
+{
+	cond_resched();
+}
+
+/* struct sock is opaque to Rust: whether this is a UDP socket with a destination. */
+int rtp_mgr_udp_may_send(struct socket *socket)
+{
+	const struct sock *sk = socket->sk;
+
+	if (!sk || !sk_is_udp(sk))
+		return -EINVAL;
+	if (READ_ONCE(sk->sk_state) != TCP_ESTABLISHED)
+		return -ENOTCONN;
+	return 0;
+}
+
+/* As above: bytes that may wait in the socket. */
+int rtp_mgr_udp_send_buffer(struct socket *socket)
+{
+	return READ_ONCE(socket->sk->sk_sndbuf);
+}
+
+/* As above: whether sends are collected, for which the socket's lock is held while waiting for space. */
+bool rtp_mgr_udp_is_corked(struct socket *socket)
+{
+	const struct sock *sk = socket->sk;
+
+	return READ_ONCE(udp_sk(sk)->pending) || udp_test_bit(CORK, sk);
 }
 
 /* Tracepoints cannot be declared in Rust outside the kernel's tree. */

@@ -16,6 +16,8 @@
 //! | registry | mutex | the list of streams |
 //! | [`Stream::control`] | mutex | state, number of files; starting, stopping, legs |
 //! | the engine's, in [`Receive`] | spin lock, bottom halves off | ring, counters, readers, source, when the timer is due |
+//! | the thread's, in [`Transmit`] | mutex | the thread being there or not |
+//! | the engine's, in [`Transmit`] | mutex | ring, counters, legs; a send may wait for memory |
 //! | a wait queue's own, a timer's own | spin lock, interrupts off | who sleeps; what is due |
 //!
 //! # Contexts
@@ -26,6 +28,10 @@
 //! | poll | process, no sleeping lock | engine |
 //! | mmap | process, mmap lock held | none |
 //! | timer | softirq | engine |
+//! | a transmit stream's thread | kernel thread, with the opener's credentials | engine, for a batch at a time |
+//! | space in a leg's socket | any, the socket's wait queue locked | the wait queue in which the thread sleeps |
+//!
+//! A transmit stream's poll takes no lock. KICK takes none either: it rings the thread's bell.
 //!
 //! # The timer
 //!
@@ -38,9 +44,18 @@
 //!
 //! To stop, the engine is halted under its lock, after which nobody starts the timer; then the timer is
 //! cancelled with the control lock held and the engine's not, which waits for the handler.
+//!
+//! # The thread
+//!
+//! A transmit stream has one while it runs. It is started and stopped with the control lock held and the
+//! engine's not; stopping waits for its end, which is at most a batch away, since its sends wait for
+//! memory but never for space in a socket. A thread that was not stopped before is when its owner's file
+//! is closed, and so before the stream, its memory and the module can go.
 
 use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
+use kernel::cred::Credential;
 use kernel::prelude::*;
+use kernel::sync::aref::ARef;
 use kernel::sync::{new_mutex, Arc, Mutex};
 use kernel::task::Kuid;
 use kernel::{bindings, current};
@@ -54,7 +69,8 @@ use crate::registry::{self, Reservation};
 use crate::ring::abi::{self, feature, ioctl, StreamCounters, LEGS_MAX, READERS_MAX};
 use crate::ring::producer::Mode;
 use crate::source::simulated::{self, Content, Simulated};
-use crate::source::{Source, INTERVALS_NS};
+use crate::source::INTERVALS_NS;
+use crate::transmit::{self, Transmit};
 use crate::Parameters;
 
 /// Sources of a stream whose user does not say.
@@ -89,6 +105,8 @@ pub(crate) struct Shared {
 enum Kind {
     /// Packets come in.
     Receive(Arc<Receive>),
+    /// Packets go out.
+    Transmit(Arc<Transmit>),
 }
 
 /// A stream.
@@ -129,6 +147,7 @@ fn reader_mode(reader: u32) -> Result<Option<Mode>> {
 /// The numbers of a stream, checked.
 fn shape(request: &ioctl::Create) -> Result<Shape> {
     let (features, legs) = match (request.direction, request.source) {
+        (abi::DIRECTION_TRANSMIT, _) => return transmit_shape(request),
         (abi::DIRECTION_RECEIVE, ioctl::SOURCE_SIMULATED) => {
             if request.flags != 0 || request.legs > 1 || request.reorder_ns != 0 {
                 return Err(EINVAL);
@@ -136,22 +155,17 @@ fn shape(request: &ioctl::Create) -> Result<Shape> {
             (feature::SIMULATED | feature::EXACT_TIMES, 1)
         }
         (abi::DIRECTION_RECEIVE, ioctl::SOURCE_UDP) => udp(request)?,
-        (abi::DIRECTION_TRANSMIT, ioctl::SOURCE_UDP) => return Err(EOPNOTSUPP),
         _ => return Err(EINVAL),
     };
-    let order = or_default(request.ring_order, Parameters::get().ring_order);
-    let stride = or_default(request.slot_stride, abi::SLOT_STRIDE_DEFAULT);
     let sources = or_default(request.sources, SOURCES);
-    let order_ok =
-        (u32::from(abi::RING_ORDER_MIN)..=u32::from(abi::RING_ORDER_MAX)).contains(&order);
-    let stride_ok = (abi::SLOT_STRIDE_MIN..=abi::SLOT_STRIDE_MAX).contains(&stride);
-    if !order_ok || !stride_ok || sources > SOURCES_MAX {
+    if sources > SOURCES_MAX {
         return Err(EINVAL);
     }
-    let slot_count = 1_u32.wrapping_shl(order);
+    let (slot_count, stride) = ring_numbers(request)?;
     // Held for a source that may take over: see the engine's storage.
     let held = if features & feature::ORDERED == 0 { 0 } else { slot_count / 2 };
     Ok(Shape {
+        direction: abi::DIRECTION_RECEIVE,
         features,
         slot_count,
         slot_total: slot_count.saturating_add(held).saturating_add(SPARE_SLOTS),
@@ -182,6 +196,47 @@ fn udp(request: &ioctl::Create) -> Result<(u64, u32)> {
         return Err(EINVAL);
     }
     Ok((if ordered { feature::ORDERED } else { 0 }, legs))
+}
+
+/// Positions of the ring and bytes of a slot.
+fn ring_numbers(request: &ioctl::Create) -> Result<(u32, u32)> {
+    let order = or_default(request.ring_order, Parameters::get().ring_order);
+    let stride = or_default(request.slot_stride, abi::SLOT_STRIDE_DEFAULT);
+    let order_ok =
+        (u32::from(abi::RING_ORDER_MIN)..=u32::from(abi::RING_ORDER_MAX)).contains(&order);
+    let stride_ok = (abi::SLOT_STRIDE_MIN..=abi::SLOT_STRIDE_MAX).contains(&stride);
+    if !order_ok || !stride_ok {
+        return Err(EINVAL);
+    }
+    Ok((1_u32.wrapping_shl(order), stride))
+}
+
+/// The numbers of a transmit stream, checked. Only what belongs to one may be asked for.
+fn transmit_shape(request: &ioctl::Create) -> Result<Shape> {
+    let legs = or_default(request.legs, 1);
+    if request.source != ioctl::SOURCE_UDP
+        || request.flags != 0
+        || legs > LEGS_MAX as u32
+        || request.reorder_ns != 0
+        || request.ssrc != 0
+        || request.payload_type != 0
+    {
+        return Err(EINVAL);
+    }
+    let (slot_count, slot_stride) = ring_numbers(request)?;
+    Ok(Shape {
+        direction: abi::DIRECTION_TRANSMIT,
+        features: 0,
+        slot_count,
+        slot_total: slot_count,
+        slot_stride,
+        legs,
+        // The sender.
+        sources: 1,
+        stream_id: 0,
+        owner_pid: 0,
+        owner_uid: 0,
+    })
 }
 
 /// The simulated engine that was asked for.
@@ -219,15 +274,13 @@ fn boxed(source: impl Source + 'static) -> Result<KBox<dyn Source>> {
 }
 
 impl Role {
-    /// A new stream, as asked for. A function of its own: it takes much of the stack. Fills in what the request is answered with.
+    /// A new stream, as asked for, of a file with the credentials `opener`. A function of its own: it
+    /// takes much of the stack. Fills in what the request is answered with.
     #[inline(never)]
-    pub(crate) fn create(request: &mut ioctl::Create) -> Result<Self> {
+    pub(crate) fn create(request: &mut ioctl::Create, opener: &ARef<Credential>) -> Result<Self> {
         let mut shape = shape(request)?;
-        let mode = reader_mode(request.reader)?;
-        let source = match request.source {
-            ioctl::SOURCE_SIMULATED => Some(boxed(simulated(request, &shape)?)?),
-            _ => None,
-        };
+        let transmit = shape.direction == abi::DIRECTION_TRANSMIT;
+        let mode = if transmit { None } else { reader_mode(request.reader)? };
         let owner = Kuid::current_euid();
         let reservation = Reservation::new(owner, memory::bytes(&shape.header()))?;
         shape.stream_id = reservation.id();
@@ -242,9 +295,17 @@ impl Role {
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
-        let legs = if source.is_some() { 0 } else { shape.legs as usize };
-        let engine = Engine::new(&header, engine::config(&header, request, STALL_NS), source)?;
-        let kind = Kind::Receive(Receive::new(engine, legs, shared.clone())?);
+        let kind = if transmit {
+            Kind::Transmit(Transmit::new(request.start, shared.clone(), opener.clone())?)
+        } else {
+            let source = match request.source {
+                ioctl::SOURCE_SIMULATED => Some(boxed(simulated(request, &shape)?)?),
+                _ => None,
+            };
+            let legs = if source.is_some() { 0 } else { shape.legs as usize };
+            let engine = Engine::new(&header, engine::config(&header, request, STALL_NS), source)?;
+            Kind::Receive(Receive::new(engine, legs, shared.clone())?)
+        };
         let control = Control {
             state: abi::STATE_CONFIGURED,
             files: 1,
@@ -269,6 +330,7 @@ impl Role {
         request.id = header.stream_id;
         request.total_len = header.total_len;
         request.reader_index = reader.map_or(ioctl::NO_READER, |reader| reader as u32);
+        let reader = if transmit { Some(transmit::WRITER) } else { reader };
         Ok(Self { stream, reader, owner: true })
     }
 
@@ -309,7 +371,7 @@ impl Role {
         &self.stream
     }
 
-    /// The reader that this file is.
+    /// The reader that this file is. Of a transmit stream: the place of its writer.
     pub(crate) fn reader(&self) -> Option<usize> {
         self.reader
     }
@@ -338,6 +400,9 @@ impl Drop for Role {
             if let Some(reader) = self.reader {
                 stream.kind.remove_reader(reader);
             }
+            if self.owner && stream.kind.ends_with_its_owner() {
+                control.state = abi::STATE_STOPPED;
+            }
             control.files = control.files.saturating_sub(1);
             if control.files == 0 {
                 stream.kind.end();
@@ -354,31 +419,42 @@ impl Kind {
     fn add_reader(&self, mode: Mode, demotable: bool) -> Result<(usize, u64)> {
         match self {
             Self::Receive(receive) => receive.add_reader(mode, demotable),
+            // It has a writer and no readers.
+            Self::Transmit(_) => Err(EINVAL),
         }
     }
 
     fn remove_reader(&self, reader: usize) {
         match self {
             Self::Receive(receive) => receive.remove_reader(reader),
+            Self::Transmit(transmit) => transmit.close(),
         }
     }
 
     fn start(&self) -> Result {
         match self {
             Self::Receive(receive) => receive.start(),
+            Self::Transmit(transmit) => transmit.start(),
         }
     }
 
     fn stop(&self) {
         match self {
             Self::Receive(receive) => receive.stop(),
+            Self::Transmit(transmit) => transmit.stop(),
         }
+    }
+
+    /// Whether there is nothing left to run when the owner's file is closed.
+    fn ends_with_its_owner(&self) -> bool {
+        matches!(self, Self::Transmit(_))
     }
 
     /// Lets the legs of a stream that does not run go.
     fn let_go(&self) {
         match self {
             Self::Receive(receive) => receive.let_go(),
+            Self::Transmit(transmit) => transmit.let_go(),
         }
     }
 
@@ -386,36 +462,43 @@ impl Kind {
     fn end(&self) {
         match self {
             Self::Receive(receive) => receive.end(),
+            Self::Transmit(transmit) => transmit.close(),
         }
     }
 
     fn counters(&self) -> StreamCounters {
         match self {
             Self::Receive(receive) => receive.counters(),
+            Self::Transmit(transmit) => transmit.counters(),
         }
     }
 
     fn reset_counters(&self) -> Result {
         match self {
             Self::Receive(receive) => receive.reset_counters(),
+            Self::Transmit(transmit) => transmit.reset_counters(),
         }
     }
 
-    fn set_stall_ns(&self, stall_ns: u64) {
+    fn set_stall_ns(&self, stall_ns: u64) -> Result {
         match self {
             Self::Receive(receive) => receive.set_stall_ns(stall_ns),
+            Self::Transmit(_) => return Err(EOPNOTSUPP),
         }
+        Ok(())
     }
 
     fn set(&self, key: u32, value: u64) -> Result {
         match self {
             Self::Receive(receive) => receive.set(key, value),
+            Self::Transmit(transmit) => transmit.set(key, value),
         }
     }
 
     fn get(&self, key: u32) -> Result<u64> {
         match self {
             Self::Receive(receive) => receive.get(key),
+            Self::Transmit(transmit) => transmit.get(key),
         }
     }
 
@@ -423,6 +506,7 @@ impl Kind {
     fn ready(&self, reader: usize) -> u32 {
         match self {
             Self::Receive(receive) => receive.ready(reader),
+            Self::Transmit(transmit) => transmit.ready(),
         }
     }
 }
@@ -441,21 +525,25 @@ impl Stream {
     /// Hands a socket over.
     pub(crate) fn add_leg(&self, request: &ioctl::AddLeg) -> Result {
         let control = self.control.lock();
-        let Kind::Receive(receive) = &self.kind;
-        if request.flags & !ioctl::LEG_SOURCE != 0 {
-            return Err(EINVAL);
-        }
         if control.state == abi::STATE_RUNNING {
             return Err(EBUSY);
         }
-        let source = (request.flags & ioctl::LEG_SOURCE != 0).then_some(request.source);
-        receive.add_leg(request.fd, request.leg as usize, source)
+        match &self.kind {
+            Kind::Receive(receive) => {
+                if request.flags & !ioctl::LEG_SOURCE != 0 {
+                    return Err(EINVAL);
+                }
+                let source = (request.flags & ioctl::LEG_SOURCE != 0).then_some(request.source);
+                receive.add_leg(request.fd, request.leg as usize, source)
+            }
+            Kind::Transmit(transmit) => transmit.add_leg(request),
+        }
     }
 
     /// Hears what came beside the legs.
     pub(crate) fn heard(&self, request: &ioctl::Heard) -> Result {
         let _control = self.control.lock();
-        let Kind::Receive(receive) = &self.kind;
+        let Kind::Receive(receive) = &self.kind else { return Err(EOPNOTSUPP) };
         if request.flags & !ioctl::HEARD_BYE != 0 {
             return Err(EINVAL);
         }
@@ -491,6 +579,17 @@ impl Stream {
         Ok(())
     }
 
+    /// The writer has committed something to a transmit stream.
+    pub(crate) fn kick(&self) -> Result {
+        match &self.kind {
+            Kind::Receive(_) => Err(EOPNOTSUPP),
+            Kind::Transmit(transmit) => {
+                transmit.kick();
+                Ok(())
+            }
+        }
+    }
+
     /// State and counters.
     pub(crate) fn stats(&self) -> (u64, StreamCounters) {
         let control = self.control.lock();
@@ -509,12 +608,12 @@ impl Stream {
         match (key, value) {
             (ioctl::SETTING_ALLOW_RELIABLE, 0 | 1) => control.allow_reliable = value == 1,
             (ioctl::SETTING_STALL_NS, 1_000_000..) => {
+                self.kind.set_stall_ns(value)?;
                 control.stall_ns = value;
-                self.kind.set_stall_ns(value);
             }
             (ioctl::SETTING_ALLOW_RELIABLE | ioctl::SETTING_STALL_NS, _) => return Err(EINVAL),
             (ioctl::SETTING_CLOCK_RATE, _) => {
-                let Kind::Receive(receive) = &self.kind;
+                let Kind::Receive(receive) = &self.kind else { return Err(EOPNOTSUPP) };
                 if control.state != abi::STATE_CONFIGURED {
                     return Err(EBUSY);
                 }

@@ -26,7 +26,7 @@ pub enum Progress {
 }
 
 /// A packet to send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Job {
     /// Its position.
     pub position: u64,

@@ -5,6 +5,8 @@
 
 #![allow(unsafe_code)] // System calls and mapped memory: everything the tests are about.
 
+pub mod transmit;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -156,7 +158,12 @@ impl Device {
 
     /// What poll says within `timeout`: the events, or 0.
     pub fn poll(&self, timeout: Duration) -> io::Result<i16> {
-        let mut request = libc::pollfd { fd: self.fd(), events: libc::POLLIN, revents: 0 };
+        self.poll_for(libc::POLLIN, timeout)
+    }
+
+    /// What poll says of these events within `timeout`: the events, or 0.
+    pub fn poll_for(&self, events: i16, timeout: Duration) -> io::Result<i16> {
+        let mut request = libc::pollfd { fd: self.fd(), events, revents: 0 };
         // SAFETY: One request.
         match unsafe { libc::poll(&mut request, 1, timeout.as_millis() as i32) } {
             -1 => Err(io::Error::last_os_error()),

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+
+//! UDP: sending through a connected socket that user space prepared and handed over.
+//!
+//! The socket stays an ordinary one, and its user may do to it whatever a user may: everything that
+//! this shows up as is an error of a send. Its namespace, route, TTL, DSCP and priority are the
+//! socket's.
+
+use core::marker::PhantomPinned;
+use core::ptr::NonNull;
+
+use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
+use kernel::bindings;
+use kernel::error::to_result;
+use kernel::prelude::*;
+use kernel::types::Opaque;
+
+use crate::thread::Bell;
+
+mod shim {
+    use kernel::ffi::{c_int, c_void};
+
+    // The compiler cannot see through a socket.
+    extern "C" {
+        pub(super) fn rtp_mgr_udp_may_send(socket: *mut c_void) -> c_int;
+        pub(super) fn rtp_mgr_udp_send_buffer(socket: *mut c_void) -> c_int;
+        pub(super) fn rtp_mgr_udp_is_corked(socket: *mut c_void) -> bool;
+    }
+}
+
+/// Packets that one segmented send takes (`UDP_MAX_SEGMENTS` is 128; 64 is what every kernel takes).
+pub(crate) const SEGMENTS_MAX: usize = 64;
+/// Longest UDP payload over IPv4, bytes.
+pub(crate) const DATAGRAM_MAX: usize = 65_507;
+/// Option of level `SOL_UDP`, as uapi/linux/udp.h has it.
+const UDP_SEGMENT: c_int = 103;
+/// `EPOLLOUT`, in the key of a wake-up.
+const WRITABLE: usize = bindings::POLLOUT as usize;
+
+/// A socket to send through. Dropped in process context.
+pub(crate) struct UdpSink {
+    /// Holds the socket's file.
+    socket: NonNull<bindings::socket>,
+    /// Waits for space in the send buffer.
+    waiter: Pin<KBox<Waiter>>,
+    waiting: bool,
+}
+
+// SAFETY: A socket belongs to no thread; it has locks of its own.
+unsafe impl Send for UdpSink {}
+
+/// In a socket's wait queue: rings a bell when there is space in the send buffer.
+#[pin_data]
+#[repr(C)]
+struct Waiter {
+    // First: the wake-up finds `self` by the address of it.
+    #[pin]
+    entry: Opaque<bindings::wait_queue_entry>,
+    bell: *const Bell,
+    #[pin]
+    _pin: PhantomPinned,
+}
+
+/// The control message that asks for segmentation.
+#[repr(C)]
+struct SegmentControl {
+    header: bindings::cmsghdr,
+    len: u16,
+    padding: [u8; 6],
+}
+
+impl UdpSink {
+    /// Takes a socket from the caller's file descriptors. `bell` is rung when a send that found no
+    /// space may be tried again.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF`, `ENOTSOCK`: not a socket. `EINVAL`: not UDP. `ENOTCONN`: not connected.
+    ///
+    /// # Safety
+    ///
+    /// `bell` lives longer than what is returned.
+    pub(crate) unsafe fn adopt(fd: i32, bell: &Bell) -> Result<Self> {
+        let bell: *const Bell = bell;
+        let waiter = KBox::pin_init(
+            pin_init!(Waiter { entry: Opaque::uninit(), bell, _pin: PhantomPinned }),
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        let mut error = 0;
+        // SAFETY: Looks in the current task's files, and takes a reference to what it finds.
+        let socket = unsafe { bindings::sockfd_lookup(fd, &mut error) };
+        let socket = NonNull::new(socket).ok_or_else(|| Error::from_errno(error))?;
+        // From here on dropping it gives the reference back.
+        let sink = Self { socket, waiter, waiting: false };
+        // SAFETY: The socket lives.
+        to_result(unsafe { shim::rtp_mgr_udp_may_send(socket.as_ptr().cast()) })?;
+        Ok(sink)
+    }
+
+    /// Size of the send buffer, bytes.
+    pub(crate) fn buffer(&self) -> u64 {
+        // SAFETY: The socket lives.
+        unsafe { shim::rtp_mgr_udp_send_buffer(self.socket.as_ptr().cast()) }.max(0) as u64
+    }
+
+    /// Sends what `gather` holds: one datagram, or with `segment` as many as it takes if each has
+    /// that many bytes (the last may have fewer). Does not wait for space.
+    ///
+    /// # Errors
+    ///
+    /// A positive error number of the path, `EAGAIN` when there is no space.
+    pub(crate) fn send(
+        &mut self,
+        gather: &mut Gather,
+        segment: Option<u16>,
+    ) -> core::result::Result<(), u32> {
+        let socket = self.socket.as_ptr();
+        // A corked socket collects, and is locked while others wait in it.
+        // SAFETY: The socket lives.
+        if unsafe { shim::rtp_mgr_udp_is_corked(socket.cast()) } {
+            return Err(bindings::EBUSY);
+        }
+        let mut control = SegmentControl {
+            header: bindings::cmsghdr {
+                cmsg_len: size_of::<bindings::cmsghdr>().saturating_add(size_of::<u16>()),
+                cmsg_level: bindings::SOL_UDP as c_int,
+                cmsg_type: UDP_SEGMENT,
+            },
+            len: segment.unwrap_or(0),
+            padding: [0; 6],
+        };
+        let mut message = bindings::msghdr {
+            msg_flags: bindings::MSG_DONTWAIT | bindings::MSG_NOSIGNAL,
+            ..Default::default()
+        };
+        if segment.is_some() {
+            message.__bindgen_anon_1.msg_control = (&raw mut control).cast();
+            message.msg_controllen = size_of::<SegmentControl>();
+        }
+        let (bytes, parts) = (gather.bytes, gather.parts);
+        // SAFETY: The socket lives; the message's control data and the parts (memory that lives as long
+        // as the stream, and is only read) outlive the call, and there are as many as it is told.
+        let sent = unsafe {
+            bindings::kernel_sendmsg(socket, &mut message, gather.vec.as_mut_ptr(), parts, bytes)
+        };
+        if sent < 0 {
+            return Err(sent.unsigned_abs());
+        }
+        Ok(())
+    }
+
+    /// From now on the bell is rung when there is space. What was freed before shows in one more send.
+    pub(crate) fn wait_for_space(&mut self) {
+        if self.waiting {
+            return;
+        }
+        let entry = self.waiter.entry.get();
+        // SAFETY: The entry is in no queue, so it is ours to write; it stays where it is, and is taken
+        // out before the waiter or the socket goes.
+        unsafe {
+            entry.write(bindings::wait_queue_entry {
+                func: Some(Waiter::woken),
+                ..Default::default()
+            });
+            bindings::add_wait_queue(self.queue(), entry);
+        }
+        self.waiting = true;
+    }
+
+    /// Whether the bell will be rung.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.waiting
+    }
+
+    /// Stops waiting.
+    pub(crate) fn wait_no_more(&mut self) {
+        if self.waiting {
+            // SAFETY: The entry is in this queue. After this nobody is in `woken` any more: it is
+            // called with the queue's lock held.
+            unsafe { bindings::remove_wait_queue(self.queue(), self.waiter.entry.get()) };
+            self.waiting = false;
+        }
+    }
+
+    /// The socket's wait queue.
+    fn queue(&self) -> *mut bindings::wait_queue_head {
+        // SAFETY: The socket lives, and the queue is a part of it.
+        unsafe { &raw mut (*self.socket.as_ptr()).wq.wait }
+    }
+}
+
+impl Drop for UdpSink {
+    fn drop(&mut self) {
+        self.wait_no_more();
+        // SAFETY: Gives back the reference that `sockfd_lookup` took, which is one to the socket's
+        // file: it has one, since it was found through it.
+        unsafe { bindings::fput((*self.socket.as_ptr()).file) };
+    }
+}
+
+impl Waiter {
+    /// # Safety
+    ///
+    /// Called by the kernel, with the queue's lock held, for an entry that is part of a `Waiter`.
+    unsafe extern "C" fn woken(
+        entry: *mut bindings::wait_queue_entry,
+        _mode: c_uint,
+        _flags: c_int,
+        key: *mut c_void,
+    ) -> c_int {
+        let events = key.addr();
+        if events == 0 || events & WRITABLE != 0 {
+            // SAFETY: The entry is the first field of a `Waiter` that lives while it is in the queue,
+            // and so does its bell.
+            unsafe { (*(*entry.cast::<Self>()).bell).ring() };
+        }
+        0
+    }
+}
+
+/// The parts of one send.
+pub(crate) struct Gather {
+    vec: KVVec<bindings::kvec>,
+    parts: usize,
+    bytes: usize,
+}
+
+// SAFETY: The pointers in it are to memory of the stream, and only followed by `UdpSink::send`.
+unsafe impl Send for Gather {}
+
+impl Gather {
+    /// Room for one send.
+    pub(crate) fn new() -> Result<Self> {
+        let vec = KVVec::from_elem(bindings::kvec::default(), SEGMENTS_MAX, GFP_KERNEL_ACCOUNT)?;
+        Ok(Self { vec, parts: 0, bytes: 0 })
+    }
+
+    /// Empties it.
+    pub(crate) fn clear(&mut self) {
+        self.parts = 0;
+        self.bytes = 0;
+    }
+
+    /// Adds memory that lives longer than this. What stands right behind the part before becomes
+    /// part of it. `false`: there is no room.
+    pub(crate) fn add(&mut self, address: NonNull<u8>, len: usize) -> bool {
+        let address: *mut c_void = address.as_ptr().cast();
+        let last = self.parts.checked_sub(1).and_then(|last| self.vec.get_mut(last));
+        match last {
+            Some(last) if last.iov_base.wrapping_byte_add(last.iov_len) == address => {
+                last.iov_len = last.iov_len.saturating_add(len);
+            }
+            _ => {
+                let Some(part) = self.vec.get_mut(self.parts) else { return false };
+                *part = bindings::kvec { iov_base: address, iov_len: len };
+                self.parts = self.parts.saturating_add(1);
+            }
+        }
+        self.bytes = self.bytes.saturating_add(len);
+        true
+    }
+
+    /// Bytes of all parts.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}

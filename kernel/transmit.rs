@@ -1,0 +1,709 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+
+//! A transmit stream's engine: from the ring into sockets, by a thread of its own.
+//!
+//! What does not live here: what is believed of the writer ([`crate::ring::transmit`]), when packets
+//! are due ([`crate::ring::pace`]), sockets ([`crate::sink`]), who may call what when
+//! ([`crate::stream`]).
+//!
+//! A batch is sent to every leg before the next one begins: a packet counts as sent when at least one
+//! leg took it. Sending copies, so that a slot is free as soon as its packet was taken.
+//!
+//! Of the writer's memory only the words of its control page and descriptors are read, each once; the
+//! bytes of slots go to the network as they are at that moment, and nothing here looks at them.
+
+use kernel::alloc::flags::{__GFP_NOWARN, GFP_KERNEL_ACCOUNT};
+use kernel::bindings;
+use kernel::cred::Credential;
+use kernel::prelude::*;
+use kernel::sync::aref::ARef;
+use kernel::sync::{new_mutex, Arc, Mutex};
+
+use crate::clock::ClockPage;
+use crate::memory::Memory;
+use crate::primitives::{monotonic_ns, tai_ns, trace};
+use crate::ring::abi::{self, ioctl, status, LegFigures, StreamCounters, LEGS_MAX};
+use crate::ring::pace::{Pacer, Rate};
+use crate::ring::transmit::{awake, Job, Progress, TransmitCore};
+use crate::sink::udp::{Gather, UdpSink, DATAGRAM_MAX, SEGMENTS_MAX};
+use crate::stream::Shared;
+use crate::thread::{self, ActsFor, Bell, Thread, ThreadOwner};
+
+/// Packets of a batch.
+const BATCH_MAX: usize = 256;
+/// A packet that leaves later than this after it was due is late.
+const LATE_NS: u64 = 1_000_000;
+/// How long a leg may take no packets while another one does.
+const LEG_STALL_NS: u64 = 100_000_000;
+/// How long the only leg may take no packets.
+const STALL_NS: u64 = 1_000_000_000;
+/// A leg that takes no packets is tried again after this, whatever its socket says.
+const RETRY_NS: u64 = 10_000_000;
+/// How often a launch time that is still to come is looked at again: the clock may be set.
+const LAUNCH_CHECK_NS: u64 = 500_000_000;
+/// What writers are told by poll: that they may write, and as every event file does that there is news
+/// (`EPOLLRDNORM` and `EPOLLWRNORM` are with the two).
+const WRITABLE: u32 = bindings::POLLOUT | 0x100 | bindings::POLLIN | 0x40;
+
+/// The writer's place among readers: its control page and wait queue.
+pub(crate) const WRITER: usize = 0;
+
+/// The engine of a transmit stream, its thread, and what wakes it.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Transmit {
+    /// While the stream runs. Taken before the engine's lock.
+    #[pin]
+    thread: Mutex<Option<Thread>>,
+    /// Held by the thread for one batch at a time.
+    #[pin]
+    engine: Mutex<Engine>,
+    // After the engine, whose legs ring it.
+    #[pin]
+    bell: Bell,
+    shared: Arc<Shared>,
+    /// Those who opened the stream's file: sends are theirs.
+    opener: ARef<Credential>,
+}
+
+/// When the thread goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// At once: there is more to do.
+    Now,
+    /// At this time of CLOCK_MONOTONIC.
+    At(u64),
+    /// When the writer kicks.
+    Kick,
+}
+
+impl Transmit {
+    /// An engine that has sent nothing, of a stream whose first position is `start`.
+    pub(crate) fn new(
+        start: u64,
+        shared: Arc<Shared>,
+        opener: ARef<Credential>,
+    ) -> Result<Arc<Self>> {
+        let engine = Engine::new(&shared.memory, start)?;
+        Arc::pin_init(
+            pin_init!(Self {
+                thread <- new_mutex!(None, "rtp_mgr thread"),
+                engine <- new_mutex!(engine, "rtp_mgr transmit"),
+                bell <- Bell::new(),
+                shared,
+                opener,
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// Takes the socket of a leg. The stream is not running.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`: no such leg, or a flag that a transmit leg does not have. `EBUSY`: it has a socket.
+    /// Those of [`UdpSink::adopt`].
+    pub(crate) fn add_leg(&self, request: &ioctl::AddLeg) -> Result {
+        if request.flags & !ioctl::LEG_NO_GSO != 0 || request.source != [0; 16] {
+            return Err(EINVAL);
+        }
+        let mut engine = self.engine.lock();
+        let place = engine.legs.get_mut(request.leg as usize).ok_or(EINVAL)?;
+        if place.is_some() {
+            return Err(EBUSY);
+        }
+        // SAFETY: The bell does not move, and is dropped after the engine, which keeps the sink.
+        let sink = unsafe { UdpSink::adopt(request.fd, &self.bell)? };
+        *place = Some(Leg::new(sink, request.flags & ioctl::LEG_NO_GSO == 0));
+        engine.publish(&self.shared, monotonic_ns());
+        Ok(())
+    }
+
+    /// Sends, from now on.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY`: a leg has no socket yet. Those of [`Thread::start`].
+    pub(crate) fn start(&self) -> Result {
+        let mut thread = self.thread.lock();
+        self.engine.lock().start()?;
+        let number = self.shared.memory.header().stream_id;
+        // SAFETY: `self` is pinned, and stops the thread before it is dropped.
+        *thread = Some(unsafe { Thread::start(self, number)? });
+        self.shared.memory.live(status::STATE).store(abi::STATE_RUNNING);
+        Ok(())
+    }
+
+    /// Stops; what was not sent is given up.
+    pub(crate) fn stop(&self) {
+        self.end_thread();
+        self.engine.lock().stop(&self.shared);
+        self.wake(bindings::POLLHUP);
+    }
+
+    /// Stops, whatever its state, for good: nobody can write any more. The legs' sockets are let go.
+    pub(crate) fn close(&self) {
+        if self.end_thread() {
+            self.stop();
+        }
+        self.let_go();
+        self.shared.memory.live(status::STATE).store(abi::STATE_STOPPED);
+    }
+
+    /// Lets the legs' sockets go. The stream is not running.
+    pub(crate) fn let_go(&self) {
+        self.engine.lock().legs.clear();
+    }
+
+    /// Waits for the thread's end. `false`: there was none.
+    fn end_thread(&self) -> bool {
+        self.thread.lock().take().is_some()
+    }
+
+    /// Wakes the writer.
+    fn wake(&self, more: u32) {
+        let [writer, ..] = &self.shared.waits;
+        writer.wake(WRITABLE | more);
+    }
+
+    /// The writer has committed something.
+    pub(crate) fn kick(&self) {
+        self.bell.ring();
+    }
+
+    /// The counters now.
+    pub(crate) fn counters(&self) -> StreamCounters {
+        let mut engine = self.engine.lock();
+        let now_ns = monotonic_ns();
+        engine.publish(&self.shared, now_ns);
+        engine.core.counters(now_ns)
+    }
+
+    /// Sets the counters to zero.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY`: packets are pending.
+    pub(crate) fn reset_counters(&self) -> Result {
+        let mut engine = self.engine.lock();
+        let now_ns = monotonic_ns();
+        if engine.core.counters(now_ns).pending != 0 {
+            return Err(EBUSY);
+        }
+        *engine.core.counters_mut() = StreamCounters::default();
+        engine.publish(&self.shared, now_ns);
+        Ok(())
+    }
+
+    /// Changes a setting; what that makes due earlier happens earlier.
+    pub(crate) fn set(&self, key: u32, value: u64) -> Result {
+        if key != ioctl::SETTING_RATE {
+            return Err(EOPNOTSUPP);
+        }
+        self.engine.lock().set_rate(value)?;
+        self.bell.ring();
+        Ok(())
+    }
+
+    /// Reads one.
+    pub(crate) fn get(&self, key: u32) -> Result<u64> {
+        match key {
+            ioctl::SETTING_RATE => Ok(self.engine.lock().rate),
+            _ => Err(EOPNOTSUPP),
+        }
+    }
+
+    /// What poll says to the writer. Takes no lock.
+    pub(crate) fn ready(&self) -> u32 {
+        let memory = &self.shared.memory;
+        let stopped = memory.live(status::STATE).load() == abi::STATE_STOPPED;
+        let hangup = if stopped { bindings::POLLHUP } else { 0 };
+        let tail = memory.live(status::TAIL).load_acquire();
+        let wake_at = memory.control(WRITER).wake_at.load();
+        if stopped || tail.wrapping_sub(wake_at) as i64 >= 0 {
+            hangup | WRITABLE
+        } else {
+            hangup
+        }
+    }
+}
+
+impl ThreadOwner for Transmit {
+    fn work(&self) {
+        let _opener = ActsFor::new(&self.opener);
+        while !thread::should_stop() {
+            self.bell.hush();
+            let next = self.engine.lock().run(&self.shared);
+            match next {
+                Next::Now => thread::pause(),
+                Next::At(until_ns) => self.bell.sleep(Some(until_ns)),
+                Next::Kick => self.bell.sleep(None),
+            }
+        }
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Transmit {
+    fn drop(self: Pin<&mut Self>) {
+        self.end_thread();
+    }
+}
+
+/// A packet of the present batch.
+#[derive(Clone, Copy, Default)]
+struct InFlight {
+    job: Job,
+    /// A leg took it.
+    taken: bool,
+    errno: u32,
+}
+
+/// Neighbours that go out in one send.
+struct Message {
+    /// 0: the next packet is not in the stream's memory.
+    packets: usize,
+    /// Length of each but the last, if there are several.
+    segment: Option<u16>,
+}
+
+/// One network path.
+struct Leg {
+    sink: UdpSink,
+    /// Neighbours of equal length go out together.
+    offload: bool,
+    /// Packets of the present batch that this leg is done with.
+    done: usize,
+    blocked_since: Option<u64>,
+    figures: LegFigures,
+}
+
+/// What an error of a send means.
+enum Verdict {
+    /// There is no space: later.
+    Blocked,
+    /// Not together: one by one from now on.
+    Split,
+    /// An ICMP message that an earlier packet caused; this one was not tried.
+    Icmp,
+    /// Not this one.
+    GiveUp,
+}
+
+/// What the thread works with.
+struct Engine {
+    id: u64,
+    core: TransmitCore<KVVec<Progress>>,
+    /// Of [`ioctl::SETTING_RATE`].
+    rate: u64,
+    pacer: Option<Pacer>,
+    /// Filled from the front.
+    legs: Legs,
+    /// The present batch: `filled` packets.
+    batch: KVVec<InFlight>,
+    filled: usize,
+    gather: Gather,
+    clock: ClockPage,
+    /// `need_kick` is set.
+    asleep: bool,
+}
+
+/// A place for each leg that the stream has.
+struct Legs {
+    places: [Option<Leg>; LEGS_MAX],
+    count: usize,
+}
+
+impl Legs {
+    fn clear(&mut self) {
+        self.places = [const { None }; LEGS_MAX];
+    }
+
+    fn get_mut(&mut self, leg: usize) -> Option<&mut Option<Leg>> {
+        self.places.get_mut(..self.count)?.get_mut(leg)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Leg> {
+        self.places.iter().flatten()
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Leg> {
+        self.places.iter_mut().flatten()
+    }
+
+    /// Whether each has its socket.
+    fn complete(&self) -> bool {
+        self.iter().count() == self.count
+    }
+}
+
+fn bump(counter: &mut u64, amount: u64) {
+    *counter = counter.wrapping_add(amount);
+}
+
+/// The pacer that a value of [`ioctl::SETTING_RATE`] asks for.
+fn pacer(rate: u64) -> Result<Option<Pacer>> {
+    if rate == 0 {
+        return Ok(None);
+    }
+    let rate = Rate::new(rate >> 32, rate & 0xffff_ffff).ok_or(EINVAL)?;
+    Ok(Some(Pacer::new(rate)))
+}
+
+/// How many of `ready` packets were due more than [`LATE_NS`] ago.
+fn late(pacer: &Pacer, now_ns: u64, ready: u64) -> u64 {
+    let before = now_ns.saturating_sub(LATE_NS).saturating_sub(1);
+    match pacer.next_ns() {
+        Some(next_ns) if next_ns <= before => {
+            // A copy: the question does not change the schedule.
+            let mut pacer = *pacer;
+            pacer.due(before, ready).packets
+        }
+        _ => 0,
+    }
+}
+
+impl Engine {
+    fn new(memory: &Memory, start: u64) -> Result<Self> {
+        let header = memory.header();
+        memory.live(status::TAIL).store(start);
+        let control = memory.control(WRITER);
+        control.position.store(start);
+        control.wake_at.store(start);
+        let flags = GFP_KERNEL_ACCOUNT | __GFP_NOWARN;
+        let progress = KVVec::from_elem(Progress::Waiting, header.slot_count as usize, flags)?;
+        Ok(Self {
+            id: header.stream_id,
+            core: TransmitCore::new(progress, header.slot_stride, start),
+            rate: 0,
+            pacer: None,
+            legs: Legs {
+                places: [const { None }; LEGS_MAX],
+                count: (header.legs_count as usize).min(LEGS_MAX),
+            },
+            batch: KVVec::from_elem(InFlight::default(), BATCH_MAX, flags)?,
+            filled: 0,
+            gather: Gather::new()?,
+            clock: ClockPage::new(),
+            asleep: false,
+        })
+    }
+
+    fn start(&mut self) -> Result {
+        if !self.legs.complete() {
+            return Err(EBUSY);
+        }
+        // A new run: what was missed while it stood still is not made up for.
+        self.pacer = pacer(self.rate)?;
+        for leg in self.legs.iter_mut() {
+            leg.blocked_since = None;
+        }
+        Ok(())
+    }
+
+    fn set_rate(&mut self, rate: u64) -> Result {
+        self.pacer = pacer(rate)?;
+        self.rate = rate;
+        Ok(())
+    }
+
+    /// One round, and whether to sleep after it.
+    fn run(&mut self, shared: &Shared) -> Next {
+        let memory = &shared.memory;
+        let need_kick = memory.live(status::NEED_KICK);
+        if self.asleep {
+            awake(need_kick);
+            self.asleep = false;
+        }
+        let next = self.round(shared);
+        if next == Next::Kick {
+            if !self.core.prepare_sleep(need_kick, memory.control(WRITER).position) {
+                awake(need_kick);
+                return Next::Now;
+            }
+            self.asleep = true;
+        }
+        next
+    }
+
+    /// Takes the next batch, if there is none, and sends what the legs take of it.
+    fn round(&mut self, shared: &Shared) -> Next {
+        let memory = &shared.memory;
+        // In this order: a launch time is then never believed to have come before it has.
+        let (tai_ns, now_ns) = (tai_ns(), monotonic_ns());
+        self.core.observe_head(memory.control(WRITER).position.load_acquire());
+        if self.filled == 0 {
+            let next = self.take_batch(memory, now_ns, tai_ns);
+            if self.filled == 0 {
+                self.publish(shared, now_ns);
+                return next;
+            }
+        }
+        for leg in 0..LEGS_MAX {
+            self.send(leg, memory, now_ns);
+        }
+        self.give_up_stalled(now_ns);
+        if self.legs.iter().all(|leg| leg.done == self.filled) {
+            self.finish_batch(now_ns);
+            self.publish(shared, now_ns);
+            return Next::Now;
+        }
+        self.publish(shared, now_ns);
+        Next::At(now_ns.saturating_add(RETRY_NS))
+    }
+
+    /// Hands out what is due now.
+    fn take_batch(&mut self, memory: &Memory, now_ns: u64, tai_ns: u64) -> Next {
+        let ring = memory.ring();
+        let ready = self.core.ready().min(BATCH_MAX as u64);
+        if ready == 0 {
+            return Next::Kick;
+        }
+        let (due, mut late, mut next) = match &mut self.pacer {
+            None => (ready, 0, Next::Now),
+            Some(pacer) => {
+                let late = late(pacer, now_ns, ready);
+                let due = pacer.due(now_ns, ready);
+                (due.packets, late, Next::At(due.next_ns))
+            }
+        };
+        while (self.filled as u64) < due {
+            let Some(job) = self.core.peek(&ring) else { break };
+            if let Some(launch_ns) = job.launch_ns.filter(|_| self.pacer.is_none()) {
+                let wait_ns = launch_ns.saturating_sub(tai_ns);
+                if wait_ns > 0 {
+                    next = Next::At(now_ns.saturating_add(wait_ns.min(LAUNCH_CHECK_NS)));
+                    break;
+                }
+                bump(&mut late, u64::from(tai_ns.saturating_sub(launch_ns) > LATE_NS));
+            }
+            if !self.accept(&job) {
+                break;
+            }
+        }
+        if let Some(pacer) = &mut self.pacer {
+            pacer.sent(self.filled as u64);
+            late = late.min(self.filled as u64);
+        }
+        bump(&mut self.core.counters_mut().sent_late, late);
+        next
+    }
+
+    /// Makes a packet part of the batch. `false`: there is no room.
+    fn accept(&mut self, job: &Job) -> bool {
+        let Some(place) = self.batch.get_mut(self.filled) else { return false };
+        *place = InFlight {
+            job: *job,
+            taken: false,
+            errno: 0,
+        };
+        self.core.take(job);
+        self.filled = self.filled.saturating_add(1);
+        true
+    }
+
+    /// Sends to one leg what it takes of the batch.
+    fn send(&mut self, leg: usize, memory: &Memory, now_ns: u64) {
+        let Some(leg) = self.legs.get_mut(leg).and_then(Option::as_mut) else { return };
+        let batch = self.batch.get_mut(..self.filled).unwrap_or_default();
+        let counters = self.core.counters_mut();
+        // An ICMP answer to an earlier packet is told once, instead of sending. A second error in a row
+        // is about this packet.
+        let mut answered = false;
+        while let Some(message) = leg.message(batch, memory, &mut self.gather) {
+            if message.packets == 0 {
+                leg.give_up(batch, 1, bindings::EFAULT);
+                continue;
+            }
+            bump(&mut counters.socket_calls, 1);
+            let errno = match leg.sink.send(&mut self.gather, message.segment) {
+                Ok(()) => {
+                    leg.took(batch, &message, now_ns);
+                    if message.packets > 1 {
+                        bump(&mut counters.coalesced, message.packets as u64);
+                    }
+                    answered = false;
+                    continue;
+                }
+                Err(errno) => errno,
+            };
+            match judge(errno, &message, answered) {
+                Verdict::Blocked if leg.sink.is_waiting() => {
+                    leg.blocked_since.get_or_insert(now_ns);
+                    return;
+                }
+                // Once more: space may have come before it waited for some.
+                Verdict::Blocked => leg.sink.wait_for_space(),
+                Verdict::Split => leg.offload = false,
+                Verdict::Icmp => {
+                    bump(&mut leg.figures.external_drops, 1);
+                    bump(&mut counters.external_drops, 1);
+                    counters.send_errno = bindings::ECONNREFUSED.into();
+                    answered = true;
+                    continue;
+                }
+                Verdict::GiveUp => leg.give_up(batch, message.packets, errno),
+            }
+            answered = false;
+        }
+        leg.sink.wait_no_more();
+    }
+
+    /// Ends the waiting for legs that take nothing for too long.
+    fn give_up_stalled(&mut self, now_ns: u64) {
+        let limit_ns = if self.legs.count > 1 { LEG_STALL_NS } else { STALL_NS };
+        let batch = self.batch.get_mut(..self.filled).unwrap_or_default();
+        for leg in self.legs.iter_mut() {
+            let since_ns = leg.blocked_since.unwrap_or(now_ns);
+            if now_ns.saturating_sub(since_ns) >= limit_ns {
+                leg.give_up(batch, usize::MAX, bindings::EAGAIN);
+                // Still blocked: the next batch is given up at once, until it takes something.
+                leg.blocked_since = Some(since_ns);
+            }
+        }
+    }
+
+    /// Releases the batch: every leg is done with it.
+    fn finish_batch(&mut self, now_ns: u64) {
+        for packet in self.batch.get(..self.filled).unwrap_or_default() {
+            if packet.taken {
+                self.core.count_sender(&packet.job, now_ns);
+                self.core.sent(packet.job.position, packet.job.len);
+            } else {
+                self.core.failed(packet.job.position, packet.errno);
+            }
+            if packet.errno != 0 {
+                self.core.counters_mut().send_errno = packet.errno.into();
+            }
+        }
+        self.filled = 0;
+        for leg in self.legs.iter_mut() {
+            leg.done = 0;
+        }
+    }
+
+    /// Publishes positions and figures, and wakes the writer if it waits for them.
+    fn publish(&mut self, shared: &Shared, now_ns: u64) {
+        let memory = &shared.memory;
+        memory.counters().publish(&self.core.counters(now_ns).to_words());
+        for (at, leg) in self.legs.places.iter().enumerate() {
+            if let Some(leg) = leg {
+                memory.leg(at).publish(&leg.figures.to_words());
+            }
+        }
+        if let Some(sender) = self.core.sender() {
+            memory.source(0).publish(&sender.to_words());
+        }
+        self.clock.publish(memory);
+        memory.live(status::HEAD).store_release(self.core.head());
+        self.core.publish_tail(memory.live(status::TAIL));
+        if self.core.should_wake(memory.control(WRITER).wake_at.load()) {
+            trace::wake(self.id, WRITER as u32, self.core.tail());
+            let [writer, ..] = &shared.waits;
+            writer.wake(WRITABLE);
+        }
+    }
+
+    /// Gives up what was not sent.
+    fn stop(&mut self, shared: &Shared) {
+        let memory = &shared.memory;
+        let batch = self.batch.get_mut(..self.filled).unwrap_or_default();
+        for leg in self.legs.iter_mut() {
+            leg.sink.wait_no_more();
+            leg.give_up(batch, usize::MAX, bindings::ECANCELED);
+        }
+        self.finish_batch(monotonic_ns());
+        self.core.observe_head(memory.control(WRITER).position.load_acquire());
+        let ring = memory.ring();
+        while let Some(job) = self.core.peek(&ring) {
+            self.core.take(&job);
+            self.core.failed(job.position, bindings::ECANCELED);
+        }
+        awake(memory.live(status::NEED_KICK));
+        self.asleep = false;
+        memory.live(status::STATE).store(abi::STATE_STOPPED);
+        self.publish(shared, monotonic_ns());
+    }
+}
+
+impl Leg {
+    fn new(sink: UdpSink, offload: bool) -> Self {
+        let figures = LegFigures { socket_buffer: sink.buffer(), ..LegFigures::default() };
+        Self { sink, offload, done: 0, blocked_since: None, figures }
+    }
+
+    /// The next send of the batch, with its parts in `gather`; `None` when this leg is done with it.
+    ///
+    /// With offload, neighbours of equal length go together. A shorter one may close a message: that is
+    /// what a segmented message looks like on the wire, too.
+    fn message(&self, batch: &[InFlight], memory: &Memory, gather: &mut Gather) -> Option<Message> {
+        gather.clear();
+        let rest = batch.get(self.done..)?;
+        let first_len = rest.first()?.job.len;
+        let most = if self.offload { SEGMENTS_MAX } else { 1 };
+        let mut packets = 0_usize;
+        for packet in rest.iter().take(most) {
+            let fits = gather.bytes().saturating_add(packet.job.len as usize) <= DATAGRAM_MAX;
+            if packets > 0 && (packet.job.len > first_len || !fits) {
+                break;
+            }
+            // The core has checked slot and length, so there is such memory.
+            let Some(address) = memory.slot_bytes(packet.job.slot, packet.job.len) else { break };
+            if !gather.add(address, packet.job.len as usize) {
+                break;
+            }
+            packets = packets.saturating_add(1);
+            if packet.job.len < first_len {
+                break;
+            }
+        }
+        let segment = if packets > 1 { u16::try_from(first_len).ok() } else { None };
+        Some(Message { packets, segment })
+    }
+
+    /// The network took a message.
+    fn took(&mut self, batch: &mut [InFlight], message: &Message, now_ns: u64) {
+        for packet in batch.iter_mut().skip(self.done).take(message.packets) {
+            packet.taken = true;
+            bump(&mut self.figures.received, 1);
+            bump(&mut self.figures.bytes, u64::from(packet.job.len));
+        }
+        self.figures.last_ns = now_ns;
+        self.done = self.done.saturating_add(message.packets);
+        self.blocked_since = None;
+    }
+
+    /// Counts `packets` more of the batch, or what there are, as given up on this leg.
+    fn give_up(&mut self, batch: &mut [InFlight], packets: usize, errno: u32) {
+        for packet in batch.iter_mut().skip(self.done).take(packets) {
+            packet.errno = errno;
+            bump(&mut self.figures.lost, 1);
+            self.done = self.done.saturating_add(1);
+        }
+        self.blocked_since = None;
+    }
+}
+
+/// What `errno` means for a message. `answered`: the send before had met an ICMP error.
+fn judge(errno: u32, message: &Message, answered: bool) -> Verdict {
+    match errno {
+        bindings::EAGAIN | bindings::ENOBUFS => Verdict::Blocked,
+        bindings::EINVAL
+        | bindings::EIO
+        | bindings::EOPNOTSUPP
+        | bindings::ENOPROTOOPT
+        | bindings::EMSGSIZE
+            if message.packets > 1 =>
+        {
+            Verdict::Split
+        }
+        bindings::ECONNREFUSED
+        | bindings::EHOSTUNREACH
+        | bindings::ENETUNREACH
+        | bindings::EHOSTDOWN
+            if !answered =>
+        {
+            Verdict::Icmp
+        }
+        _ => Verdict::GiveUp,
+    }
+}
