@@ -16,7 +16,6 @@ use kernel::sync::Arc;
 use kernel::task::Kuid;
 use kernel::uaccess::{UserPtr, UserSlice};
 
-use crate::compat::EOPNOTSUPP;
 use crate::device::Handle;
 use crate::registry;
 use crate::ring::abi::{self, feature, ioctl};

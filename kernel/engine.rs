@@ -11,6 +11,7 @@ use kernel::bindings;
 use kernel::prelude::*;
 
 use crate::clock::ClockPage;
+use crate::compat::EOPNOTSUPP;
 use crate::memory::Memory;
 use crate::primitives::{monotonic_ns, random, tai_ns, trace, WaitQueue};
 use crate::ring::abi::StreamCounters;

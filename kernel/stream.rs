@@ -69,7 +69,7 @@ use crate::registry::{self, Reservation};
 use crate::ring::abi::{self, feature, ioctl, StreamCounters, LEGS_MAX, READERS_MAX};
 use crate::ring::producer::Mode;
 use crate::source::simulated::{self, Content, Simulated};
-use crate::source::INTERVALS_NS;
+use crate::source::{Source, INTERVALS_NS};
 use crate::transmit::{self, Transmit};
 use crate::Parameters;
 

@@ -20,6 +20,7 @@ use kernel::sync::aref::ARef;
 use kernel::sync::{new_mutex, Arc, Mutex};
 
 use crate::clock::ClockPage;
+use crate::compat::EOPNOTSUPP;
 use crate::memory::Memory;
 use crate::primitives::{monotonic_ns, tai_ns, trace};
 use crate::ring::abi::{self, ioctl, status, LegFigures, StreamCounters, LEGS_MAX};
