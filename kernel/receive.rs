@@ -12,6 +12,7 @@ use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Arc, Mutex};
 
+use crate::compat::EOPNOTSUPP;
 use crate::engine::{Datagram, Engine, Outcome};
 use crate::primitives::{monotonic_ns, BhLock, Timer, TimerOwner};
 use crate::ring::abi::{self, status, StreamCounters, LEGS_MAX};
