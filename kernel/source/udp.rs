@@ -116,7 +116,7 @@ impl Leg {
         let mut error = 0;
         // SAFETY: `error` is written when there is no socket.
         let socket = NonNull::new(unsafe { bindings::sockfd_lookup(fd, &mut error) });
-        let socket = socket.ok_or(Error::from_errno(error))?;
+        let socket = socket.ok_or_else(|| Error::from_errno(error))?;
         // Has the network stack stamp packets while there is a leg: not only while it is adopted, since
         // it means patching the kernel's code. Undone by dropping the leg.
         // SAFETY: Process context.
