@@ -14,8 +14,9 @@ use crate::clock::ClockPage;
 use crate::compat::EOPNOTSUPP;
 use crate::memory::Memory;
 use crate::primitives::{monotonic_ns, random, tai_ns, trace, WaitQueue};
-use crate::ring::abi::StreamCounters;
-use crate::ring::abi::{self, feature, ioctl, status, ReaderStatus, LEGS_MAX, READERS_MAX};
+use crate::ring::abi::{
+    self, feature, ioctl, status, ReaderStatus, StreamCounters, LEGS_MAX, READERS_MAX,
+};
 use crate::ring::follow::Held;
 use crate::ring::header::Kind;
 use crate::ring::producer::Mode;

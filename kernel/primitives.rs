@@ -261,7 +261,10 @@ pub(crate) fn realtime_ns() -> u64 {
 pub(crate) fn tai_of(monotonic_ns: u64) -> u64 {
     // SAFETY: May be called in any context but NMI.
     unsafe {
-        bindings::ktime_mono_to_any(monotonic_ns as _, bindings::tk_offsets_TK_OFFS_TAI) as u64
+        bindings::ktime_mono_to_any(
+            monotonic_ns as bindings::ktime_t,
+            bindings::tk_offsets_TK_OFFS_TAI,
+        ) as u64
     }
 }
 
@@ -269,7 +272,10 @@ pub(crate) fn tai_of(monotonic_ns: u64) -> u64 {
 pub(crate) fn realtime_of(monotonic_ns: u64) -> u64 {
     // SAFETY: May be called in any context but NMI.
     unsafe {
-        bindings::ktime_mono_to_any(monotonic_ns as _, bindings::tk_offsets_TK_OFFS_REAL) as u64
+        bindings::ktime_mono_to_any(
+            monotonic_ns as bindings::ktime_t,
+            bindings::tk_offsets_TK_OFFS_REAL,
+        ) as u64
     }
 }
 

@@ -6,7 +6,6 @@
 #include <linux/filter.h>
 #include <linux/module.h>
 #include <linux/net.h>
-#include <linux/netdevice.h>
 #include <linux/sched.h>
 #include <linux/spinlock.h>
 #include <linux/udp.h>
@@ -174,8 +173,6 @@ int rtp_mgr_udp_adopt(struct sock *sk, void *port)
 		error = 0;
 	}
 	release_sock(sk);
-	if (!error)
-		net_enable_timestamp();
 	return error;
 }
 
@@ -183,23 +180,19 @@ int rtp_mgr_udp_adopt(struct sock *sk, void *port)
  * Gives the socket back, what of it is still ours: user space may have set UDP_ENCAP meanwhile. Packets
  * may be on their way to `port` until an RCU grace period has passed. Inline functions and macros.
  */
-bool rtp_mgr_udp_release(struct sock *sk, void *port)
+void rtp_mgr_udp_release(struct sock *sk, void *port)
 {
 	struct udp_sock *up = udp_sk(sk);
-	bool ours;
 
 	lock_sock(sk);
-	ours = rcu_dereference_protected(__sk_user_data(sk), lockdep_sock_is_held(sk)) == port;
 	if (READ_ONCE(up->encap_rcv) == rtp_mgr_udp_rcv) {
 		if (READ_ONCE(up->encap_type) == RTP_MGR_ENCAP)
 			WRITE_ONCE(up->encap_type, 0);
 		WRITE_ONCE(up->encap_rcv, NULL);
 	}
-	if (ours)
+	if (rcu_dereference_protected(__sk_user_data(sk), lockdep_sock_is_held(sk)) == port)
 		rcu_assign_sk_user_data(sk, NULL);
 	release_sock(sk);
-	net_disable_timestamp();
-	return ours;
 }
 
 /* sk_drops_read() is inline; the other is a field of `struct sock`. Any context. */

@@ -14,7 +14,9 @@
 //! | lock | kind | protects |
 //! |---|---|---|
 //! | registry | mutex | the list of streams |
-//! | [`Stream::control`] | mutex | state, number of files; starting, stopping, legs |
+//! | [`Stream::control`] | mutex | state, number of files; starting and stopping |
+//! | the legs', in [`Receive`] | mutex, never waited for | which sockets the stream has |
+//! | a socket's own | sleeps; in no softirq here | whose a socket's packets are |
 //! | the engine's, in [`Receive`] | spin lock, bottom halves off | ring, counters, readers, source, when the timer is due |
 //! | the thread's, in [`Transmit`] | mutex | the thread being there or not |
 //! | the engine's, in [`Transmit`] | mutex | ring, counters, legs; a send may wait for memory |
@@ -28,6 +30,7 @@
 //! | poll | process, no sleeping lock | engine |
 //! | mmap | process, mmap lock held | none |
 //! | timer | softirq | engine |
+//! | a packet of a leg | softirq, RCU; several CPUs at once | engine |
 //! | a transmit stream's thread | kernel thread, with the opener's credentials | engine, for a batch at a time |
 //! | space in a leg's socket | any, the socket's wait queue locked | the wait queue in which the thread sleeps |
 //!
@@ -42,8 +45,25 @@
 //! the lock. A start that came while the handler waited for the lock is moved or, at worst, runs it once
 //! more than needed.
 //!
-//! To stop, the engine is halted under its lock, after which nobody starts the timer; then the timer is
-//! cancelled with the control lock held and the engine's not, which waits for the handler.
+//! # Packets of legs
+//!
+//! An adopted socket's packets come in softirq, on any CPU, through a pointer that the socket has to the
+//! leg ([`crate::source::udp`]). They are copied, placed and published under the engine's lock, or left
+//! to the socket if the engine does not run. Of a train of packets that the network coalesced, the last
+//! one publishes; if that one does not come (its checksum may be wrong), the timer does. So
+//! what was placed is published when the lock is given back, or the timer is started.
+//!
+//! # Stopping
+//!
+//! The engine is halted under its lock, after which nobody starts the timer and packets are left to
+//! their sockets. Then, with the control lock held and the engine's not, the sockets are given back, an RCU
+//! grace period waits for packets that had found the leg before, and the timer is cancelled, which waits
+//! for its handler. After that nothing but calls reaches the engine: it forgets the sockets and publishes
+//! what it has. Only then may a leg be dropped, and the stream with it.
+//!
+//! A leg holds its socket's file and not the other way round; the stream's own files hold the module. So
+//! the module cannot go while a socket may call it, and a socket closed by its user, or one whose
+//! namespace nobody else has any more, lives until it is let go.
 //!
 //! # The thread
 //!

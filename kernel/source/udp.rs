@@ -53,12 +53,16 @@ mod shim {
     use kernel::{bindings, ffi::c_void};
 
     extern "C" {
+        // The kernel's own, which its bindings leave out.
+        pub(super) fn net_enable_timestamp();
+        pub(super) fn net_disable_timestamp();
+
         pub(super) fn rtp_mgr_udp_check(sk: *mut bindings::sock) -> kernel::ffi::c_int;
         pub(super) fn rtp_mgr_udp_adopt(
             sk: *mut bindings::sock,
             port: *mut c_void,
         ) -> kernel::ffi::c_int;
-        pub(super) fn rtp_mgr_udp_release(sk: *mut bindings::sock, port: *mut c_void) -> bool;
+        pub(super) fn rtp_mgr_udp_release(sk: *mut bindings::sock, port: *mut c_void);
         pub(super) fn rtp_mgr_udp_figures(
             sk: *mut bindings::sock,
             drops: *mut u32,
@@ -112,7 +116,11 @@ impl Leg {
         let mut error = 0;
         // SAFETY: `error` is written when there is no socket.
         let socket = NonNull::new(unsafe { bindings::sockfd_lookup(fd, &mut error) });
-        let socket = socket.ok_or(Error::from_errno(error))?;
+        let socket = socket.ok_or_else(|| Error::from_errno(error))?;
+        // Has the network stack stamp packets while there is a leg: not only while it is adopted, since
+        // it means patching the kernel's code. Undone by dropping the leg.
+        // SAFETY: Process context.
+        unsafe { shim::net_enable_timestamp() };
         let leg = Self { socket, port, adopted: false };
         // SAFETY: Asks about the socket, which is referenced.
         to_result(unsafe { shim::rtp_mgr_udp_check(leg.sock()) })?;
@@ -166,7 +174,10 @@ impl Drop for Leg {
             grace_period();
         }
         // SAFETY: The reference was taken with the leg; nothing uses the socket any more.
-        unsafe { bindings::fput((*self.socket.as_ptr()).file) };
+        unsafe {
+            shim::net_disable_timestamp();
+            bindings::fput((*self.socket.as_ptr()).file);
+        }
     }
 }
 

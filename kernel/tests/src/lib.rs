@@ -13,8 +13,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use rtp_mgr_ring::abi::{
-    DESC_WORDS, Descriptor, Header, PAGE, ReaderStatus, SEQUENCE_WORDS, StreamCounters, control,
-    ioctl, status,
+    DESC_WORDS, Descriptor, Header, LegFigures, PAGE, ReaderStatus, SEQUENCE_WORDS, SourceFigures,
+    StreamCounters, control, ioctl, status,
 };
 use rtp_mgr_ring::atomic::Word;
 use rtp_mgr_ring::reader::{Available, Cursor};
@@ -39,7 +39,7 @@ macro_rules! arguments {
     };
 }
 
-arguments! { Version Create Attach AddLeg Plain Stats Setting List }
+arguments! { Version Create Attach AddLeg Heard Plain Stats Setting List }
 
 /// One open file of the device.
 #[derive(Debug)]
@@ -98,6 +98,19 @@ impl Device {
         request.source = ioctl::SOURCE_SIMULATED;
         self.call(ioctl::CREATE, &mut request)?;
         Ok(request)
+    }
+
+    /// Makes this file a stream with UDP legs.
+    pub fn create_udp(&self, mut request: ioctl::Create) -> io::Result<ioctl::Create> {
+        request.source = ioctl::SOURCE_UDP;
+        self.call(ioctl::CREATE, &mut request)?;
+        Ok(request)
+    }
+
+    /// Hands `socket` over as a leg.
+    pub fn add_leg(&self, socket: &impl AsRawFd, leg: u32) -> io::Result<()> {
+        let mut request = ioctl::AddLeg { fd: socket.as_raw_fd(), leg, ..Default::default() };
+        self.call(ioctl::ADD_LEG, &mut request)
     }
 
     /// Makes this file a reader of `other`'s stream.
@@ -262,6 +275,13 @@ impl Reader {
         Self::map(device, answer.reader_index, request.start)
     }
 
+    /// A new stream with UDP legs, with this file as its reader.
+    pub fn create_udp(request: ioctl::Create) -> io::Result<Self> {
+        let device = Device::open()?;
+        let answer = device.create_udp(request)?;
+        Self::map(device, answer.reader_index, request.start)
+    }
+
     /// A reader of another file's stream.
     pub fn attach(to: &Device, reader: u32) -> io::Result<Self> {
         let device = Device::open()?;
@@ -330,6 +350,26 @@ impl Reader {
         let block = &self.status.words()[first..first + SEQUENCE_WORDS + StreamCounters::WORDS];
         assert!(Block { words: block }.snapshot(&mut words, 100_000), "a consistent snapshot");
         StreamCounters::from_words(words)
+    }
+
+    /// Figures of a leg.
+    pub fn leg(&self, leg: usize) -> LegFigures {
+        let offset = self.header.legs_offset as usize + leg * self.header.legs_stride as usize;
+        LegFigures::from_words(self.block(offset))
+    }
+
+    /// An entry of the source table.
+    pub fn source(&self, at: u16) -> SourceFigures {
+        let stride = self.header.sources_stride as usize;
+        let offset = self.header.sources_offset as usize + usize::from(at) * stride;
+        SourceFigures::from_words(self.block(offset))
+    }
+
+    fn block<const WORDS: usize>(&self, offset: usize) -> [u64; WORDS] {
+        let mut words = [0; WORDS];
+        let block = &self.status.words()[offset / 8..][..SEQUENCE_WORDS + WORDS];
+        assert!(Block { words: block }.snapshot(&mut words, 100_000), "a consistent snapshot");
+        words
     }
 
     /// What the engine says of this reader.

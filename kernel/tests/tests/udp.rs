@@ -1,0 +1,1059 @@
+//! Streams with UDP legs: what reaches the ring, what stays with the socket, and that nobody else loses
+//! anything.
+
+#![allow(unsafe_code)] // Socket options, namespaces, fork.
+
+use std::collections::BTreeSet;
+use std::io::{self, ErrorKind};
+use std::mem::size_of_val;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::time::{Duration, Instant};
+
+use rtp_mgr_kernel_tests::{Device, Item, Reader, errno};
+use rtp_mgr_ring::abi::{self, StreamCounters, flag, ioctl};
+use rtp_mgr_ring::header::{self, Kind};
+
+const LIMIT: Duration = Duration::from_secs(30);
+const MS: u64 = 1_000_000;
+const SSRC: u32 = 0x1234_5678;
+
+fn assert_books(counters: &StreamCounters) {
+    assert_eq!(
+        counters.received,
+        counters.published
+            + counters.dropped_ring_full
+            + counters.dropped_oversize
+            + counters.dropped_invalid
+            + counters.dropped_filtered
+            + counters.duplicate
+            + counters.late
+            + counters.staged,
+        "{counters:?}"
+    );
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !done() {
+        assert!(Instant::now() < deadline, "not within {LIMIT:?}: {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn rtp_of(ssrc: u32, sequence: u16, len: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..len).map(|at| (at as u8) ^ sequence as u8).collect();
+    header::build(&mut bytes, false, 96, sequence, u32::from(sequence) * 160, ssrc)
+        .expect("room for a header");
+    bytes
+}
+
+fn rtp(sequence: u16) -> Vec<u8> {
+    rtp_of(SSRC, sequence, 12 + usize::from(sequence % 500))
+}
+
+fn option<T>(socket: &impl AsRawFd, level: i32, name: i32, value: &T) -> io::Result<()> {
+    // SAFETY: A value of plain numbers and its length.
+    match unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            std::ptr::from_ref(value).cast(),
+            size_of_val(value) as u32,
+        )
+    } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn bound(address: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(address).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket
+}
+
+fn local() -> UdpSocket {
+    bound((Ipv4Addr::LOCALHOST, 0).into())
+}
+
+/// A socket with an option that has to be set before it is bound.
+fn shared(name: i32, address: SocketAddr) -> UdpSocket {
+    // SAFETY: A new socket, owned from here on.
+    let socket = unsafe {
+        UdpSocket::from_raw_fd(libc::socket(
+            libc::AF_INET,
+            libc::SOCK_DGRAM | libc::SOCK_NONBLOCK,
+            0,
+        ))
+    };
+    option(&socket, libc::SOL_SOCKET, name, &1_i32).unwrap();
+    let SocketAddr::V4(address) = address else { panic!("IPv4 only") };
+    let address = libc::sockaddr_in {
+        sin_family: libc::AF_INET as u16,
+        sin_port: address.port().to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
+        sin_zero: [0; 8],
+    };
+    // SAFETY: An address and its length.
+    let result = unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            std::ptr::from_ref(&address).cast(),
+            size_of_val(&address) as u32,
+        )
+    };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    socket
+}
+
+/// Everything a socket has.
+fn drain(socket: &UdpSocket) -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    let mut buffer = vec![0; 65_536];
+    loop {
+        match socket.recv(&mut buffer) {
+            Ok(len) => all.push(buffer[..len].to_vec()),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
+                return all;
+            }
+        }
+    }
+}
+
+fn sender(to: &UdpSocket) -> UdpSocket {
+    let to = to.local_addr().unwrap();
+    let from: SocketAddr = if to.is_ipv4() {
+        (Ipv4Addr::LOCALHOST, 0).into()
+    } else {
+        (Ipv6Addr::LOCALHOST, 0).into()
+    };
+    let socket = UdpSocket::bind(from).unwrap();
+    socket.connect(to).unwrap();
+    socket
+}
+
+/// A running stream with one leg.
+fn running(request: ioctl::Create, socket: &UdpSocket) -> Reader {
+    let reader = Reader::create_udp(request).unwrap();
+    reader.device.add_leg(socket, 0).unwrap();
+    reader.device.plain(ioctl::START).unwrap();
+    reader
+}
+
+fn ordered(reorder_ns: u64) -> ioctl::Create {
+    ioctl::Create { flags: ioctl::CREATE_ORDERED, reorder_ns, ..Default::default() }
+}
+
+fn sequences(items: &[Item]) -> Vec<u16> {
+    items.iter().map(|item| item.descriptor.sequence as u16).collect()
+}
+
+/// What of the counters does not depend on when and how often things were looked at.
+fn figures(counters: StreamCounters) -> StreamCounters {
+    StreamCounters { updated_ns: 0, wakeups: 0, high_watermark: 0, coalesced: 0, ..counters }
+}
+
+fn tai_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is written.
+    unsafe { libc::clock_gettime(libc::CLOCK_TAI, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Runs `act` in a network namespace of its own, with the loopback interface up.
+fn in_namespace(mtu: i32, act: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                new_namespace(mtu);
+                act();
+            })
+            .join()
+            .unwrap();
+    });
+}
+
+fn new_namespace(mtu: i32) {
+    // SAFETY: Changes this thread only.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    // SAFETY: A request is plain numbers.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
+    request.ifr_ifru.ifru_mtu = mtu;
+    // SAFETY: Requests with a name and a value.
+    unsafe {
+        assert_eq!(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFMTU as _, &request), 0);
+        request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
+        assert_eq!(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request), 0);
+    }
+}
+
+#[test]
+fn the_module_says_that_it_has_udp_legs() {
+    let mut version = ioctl::Version::default();
+    Device::open().unwrap().call(ioctl::VERSION, &mut version).unwrap();
+    let wanted = abi::feature::UDP_RECEIVE | abi::feature::ORDERED;
+    assert_eq!(version.features & wanted, wanted);
+}
+
+#[test]
+fn packets_arrive_in_order_with_their_bytes_times_and_addresses() {
+    let socket = local();
+    let mut reader = running(ioctl::Create::default(), &socket);
+    let from = sender(&socket);
+    let before = tai_ns();
+    (0..500).for_each(|sequence| drop(from.send(&rtp(sequence)).unwrap()));
+    let items = reader.collect(500, LIMIT);
+    let after = tai_ns();
+    for (number, item) in (0..).zip(&items) {
+        let descriptor = &item.descriptor;
+        assert_eq!(item.bytes, rtp(number));
+        assert_eq!(descriptor.sequence as u16, number);
+        assert_eq!((descriptor.ssrc, descriptor.leg, descriptor.source), (SSRC, 0, 0));
+        assert!((before..=after).contains(&descriptor.time_ns), "an arrival time");
+    }
+    let source = reader.source(0);
+    let to = socket.local_addr().unwrap().port();
+    let port = from.local_addr().unwrap().port();
+    assert_eq!(source.key & 0xff_ffff_ffff_ffff, 4 | u64::from(port) << 16 | u64::from(to) << 32);
+    assert_eq!(source.source_address_0, u64::from(u32::from_le_bytes([127, 0, 0, 1])));
+    assert_eq!(source.destination_address_0, u64::from(u32::from_le_bytes([127, 0, 0, 1])));
+    assert_eq!((source.received, source.unique, source.lost), (500, 500, 0));
+    let counters = reader.counters();
+    assert_books(&counters);
+    assert_eq!((counters.received, counters.published, counters.sources), (500, 500, 1));
+    assert_eq!(counters.bytes, (0..500).sum::<u64>());
+    let leg = reader.leg(0);
+    assert_eq!((leg.received, leg.first), (500, 500));
+    assert!(leg.socket_buffer > 0 && leg.last_ns > 0);
+    assert_eq!(drain(&socket), Vec::<Vec<u8>>::new(), "the socket has none of it");
+}
+
+#[test]
+fn figures_are_never_behind_what_a_reader_has() {
+    let socket = local();
+    let mut reader = running(ioctl::Create::default(), &socket);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let from = sender(&socket);
+            for sequence in 0..20_000_u16 {
+                from.send(&rtp_of(SSRC, sequence, 100)).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::Release);
+        });
+        let mut had = 0;
+        loop {
+            let over = done.load(std::sync::atomic::Ordering::Acquire);
+            let items = reader.take().0;
+            had += items.len() as u64;
+            let counters = reader.counters();
+            assert!(counters.published >= had, "{} of {had}", counters.published);
+            assert!(reader.leg(0).received >= had);
+            assert!(items.is_empty() || reader.source(0).received >= had);
+            assert_books(&counters);
+            if over && items.is_empty() && counters.published == had {
+                break;
+            }
+        }
+    });
+    let counters = reader.counters();
+    assert_eq!(counters.received, 20_000);
+}
+
+#[test]
+fn what_is_not_rtp_stays_with_the_socket() {
+    let socket = local();
+    let mut reader = running(ioctl::Create::default(), &socket);
+    let from = sender(&socket);
+    let mut stun = vec![0; 20];
+    stun[..8].copy_from_slice(&[0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42]);
+    let mut dtls = vec![22, 0xfe, 0xfd];
+    dtls.resize(30, 0);
+    let other: [Vec<u8>; 5] =
+        [vec![0x80, 201, 0, 1, 0, 0, 0, 7], stun, dtls, b"hello".to_vec(), Vec::new()];
+    for (sequence, packet) in (0..).zip(&other) {
+        from.send(packet).unwrap();
+        from.send(&rtp(sequence)).unwrap();
+    }
+    assert_eq!(sequences(&reader.collect(5, LIMIT)), [0, 1, 2, 3, 4]);
+    assert_eq!(drain(&socket), other);
+    let counters = reader.counters();
+    assert_eq!((counters.passed_rtcp, counters.passed_stun), (1, 1));
+    assert_eq!((counters.passed_dtls, counters.passed_other), (1, 2));
+    assert_eq!(counters.received, 5);
+}
+
+/// Attaches a classic filter.
+fn attach_filter(socket: &UdpSocket, code: &mut [libc::sock_filter]) {
+    let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
+    option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program).unwrap();
+}
+
+#[test]
+fn what_the_sockets_filter_refuses_or_cuts_is_refused_and_cut_for_the_ring() {
+    let step =
+        |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
+    // Odd sequence numbers are refused, the others cut to 80 bytes of payload and UDP header.
+    let mut code = [
+        step(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, 8 + 2),
+        step(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 0, 1, 1),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 8 + 80),
+    ];
+    let plain = local();
+    attach_filter(&plain, &mut code);
+    let adopted = local();
+    attach_filter(&adopted, &mut code);
+    let mut reader = running(ioctl::Create::default(), &adopted);
+    for to in [&plain, &adopted] {
+        let from = sender(to);
+        (0..200).for_each(|sequence| drop(from.send(&rtp(sequence)).unwrap()));
+    }
+    let expected = drain(&plain);
+    assert_eq!(expected.len(), 100, "the filter works");
+    let items = reader.collect(100, LIMIT);
+    assert_eq!(items.iter().map(|item| item.bytes.clone()).collect::<Vec<_>>(), expected);
+    let counters = reader.device.stats().unwrap().1;
+    assert_eq!((counters.received, counters.external_drops), (100, 100));
+    assert_eq!(reader.leg(0).external_drops, 100);
+    assert!(drain(&adopted).is_empty());
+}
+
+#[test]
+fn another_member_of_a_group_and_an_unrelated_socket_lose_nothing() {
+    let group = Ipv4Addr::new(239, 1, 2, 3);
+    let first = shared(libc::SO_REUSEADDR, (Ipv4Addr::UNSPECIFIED, 0).into());
+    let port = first.local_addr().unwrap().port();
+    let second = shared(libc::SO_REUSEADDR, (Ipv4Addr::UNSPECIFIED, port).into());
+    for socket in [&first, &second] {
+        socket.join_multicast_v4(&group, &Ipv4Addr::LOCALHOST).unwrap();
+    }
+    let unrelated = local();
+    let mut reader = running(ioctl::Create::default(), &first);
+    let from = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let interface = u32::from_ne_bytes(Ipv4Addr::LOCALHOST.octets());
+    option(&from, libc::IPPROTO_IP, libc::IP_MULTICAST_IF, &libc::in_addr { s_addr: interface })
+        .unwrap();
+    for sequence in 0..100 {
+        from.send_to(&rtp(sequence), (group, port)).unwrap();
+        from.send_to(&rtp(sequence), unrelated.local_addr().unwrap()).unwrap();
+    }
+    let expected: Vec<_> = (0..100).map(rtp).collect();
+    let items = reader.collect(100, LIMIT);
+    assert_eq!(items.iter().map(|item| item.bytes.clone()).collect::<Vec<_>>(), expected);
+    assert_eq!(drain(&second), expected, "the other member");
+    assert_eq!(drain(&unrelated), expected, "the unrelated socket");
+    assert!(drain(&first).is_empty());
+    let group_bytes = u64::from(u32::from_le_bytes(group.octets()));
+    assert_eq!(reader.source(0).destination_address_0, group_bytes);
+}
+
+#[test]
+fn a_reuseport_sibling_keeps_its_share() {
+    let adopted = shared(libc::SO_REUSEPORT, (Ipv4Addr::LOCALHOST, 0).into());
+    let sibling = shared(libc::SO_REUSEPORT, adopted.local_addr().unwrap());
+    let request = ioctl::Create { sources: 256, ..Default::default() };
+    let mut reader = running(request, &adopted);
+    for ssrc in 0..200 {
+        sender(&adopted).send(&rtp_of(ssrc, 1, 40)).unwrap();
+    }
+    let theirs: BTreeSet<u32> =
+        drain(&sibling).iter().map(|bytes| header::parse(bytes).unwrap().ssrc).collect();
+    assert!(theirs.len() > 20 && theirs.len() < 180, "{}: both get some", theirs.len());
+    let mut all = theirs.clone();
+    let items = reader.collect(200 - theirs.len(), LIMIT);
+    all.extend(items.iter().map(|item| item.descriptor.ssrc));
+    assert_eq!(all, (0..200).collect());
+    assert_eq!(items.len() + theirs.len(), 200, "nobody got what is the other's");
+}
+
+#[test]
+fn legs_that_are_none_or_taken_are_refused() {
+    let device = Device::open().unwrap();
+    device.create_udp(ioctl::Create::default()).unwrap();
+    assert_eq!(errno(device.plain(ioctl::START)), libc::EINVAL, "a leg is missing");
+    // SAFETY: A new socket, owned from here on.
+    let unbound =
+        unsafe { UdpSocket::from_raw_fd(libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)) };
+    let stream = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let unix = std::os::unix::net::UnixDatagram::unbound().unwrap();
+    assert_eq!(errno(device.add_leg(&unbound, 0)), libc::EINVAL);
+    assert_eq!(errno(device.add_leg(&stream, 0)), libc::EINVAL);
+    assert_eq!(errno(device.add_leg(&unix, 0)), libc::EINVAL);
+    assert_eq!(errno(device.add_leg(&std::io::stdin(), 0)), libc::ENOTSOCK);
+    assert_eq!(errno(device.add_leg(&9_999, 0)), libc::EBADF);
+    let socket = local();
+    assert_eq!(errno(device.add_leg(&socket, 1)), libc::EINVAL, "one leg was asked for");
+    let mut flagged =
+        ioctl::AddLeg { fd: socket.as_raw_fd(), flags: ioctl::LEG_NO_GSO, ..Default::default() };
+    assert_eq!(errno(device.call(ioctl::ADD_LEG, &mut flagged)), libc::EINVAL);
+    let tunnel = local();
+    option(&tunnel, libc::SOL_UDP, libc::UDP_ENCAP, &3_i32).unwrap();
+    assert_eq!(errno(device.add_leg(&tunnel, 0)), libc::EBUSY);
+    device.add_leg(&socket, 0).unwrap();
+    assert_eq!(errno(device.add_leg(&local(), 0)), libc::EBUSY, "the leg is there");
+    let second = Device::open().unwrap();
+    second.create_udp(ioctl::Create::default()).unwrap();
+    assert_eq!(errno(second.add_leg(&socket, 0)), libc::EBUSY, "the socket is taken");
+    device.plain(ioctl::START).unwrap();
+    assert_eq!(errno(device.add_leg(&local(), 0)), libc::EBUSY, "it runs");
+    let reader = Device::open().unwrap();
+    reader.attach(&device, ioctl::READER_LOSSY).unwrap();
+    assert_eq!(errno(reader.add_leg(&local(), 0)), libc::EPERM);
+    let simulated = Device::open().unwrap();
+    simulated.create(ioctl::Create::default()).unwrap();
+    assert_eq!(errno(simulated.add_leg(&local(), 0)), libc::EOPNOTSUPP);
+    // Stopped, the socket is free for another; the first stream cannot have it back then.
+    device.plain(ioctl::STOP).unwrap();
+    second.add_leg(&socket, 0).unwrap();
+    assert_eq!(errno(device.plain(ioctl::START)), libc::EBUSY);
+    drop(second);
+    device.plain(ioctl::START).unwrap();
+}
+
+#[test]
+fn before_start_and_after_stop_or_close_the_socket_is_as_any_other() {
+    let socket = local();
+    let from = sender(&socket);
+    let mut reader = Reader::create_udp(ioctl::Create::default()).unwrap();
+    reader.device.add_leg(&socket, 0).unwrap();
+    from.send(&rtp(1)).unwrap();
+    assert_eq!(drain(&socket), [rtp(1)]);
+    for round in 0..3 {
+        reader.device.plain(ioctl::START).unwrap();
+        from.send(&rtp(10 + round)).unwrap();
+        assert_eq!(sequences(&reader.collect(1, LIMIT)), [10 + round]);
+        reader.device.plain(ioctl::STOP).unwrap();
+        from.send(&rtp(20 + round)).unwrap();
+        assert_eq!(drain(&socket), [rtp(20 + round)]);
+    }
+    assert_eq!(reader.counters().received, 3);
+    // Letting the legs go: the next start needs one.
+    let mut stop = ioctl::Plain { flags: ioctl::STOP_LEGS, ..Default::default() };
+    reader.device.call(ioctl::STOP, &mut stop).unwrap();
+    assert_eq!(errno(reader.device.plain(ioctl::START)), libc::EINVAL);
+    reader.device.add_leg(&socket, 0).unwrap();
+    reader.device.plain(ioctl::START).unwrap();
+    drop(reader);
+    from.send(&rtp(30)).unwrap();
+    assert_eq!(drain(&socket), [rtp(30)]);
+}
+
+#[test]
+fn what_a_killed_owner_had_adopted_is_free_again_and_the_module_stays_meanwhile() {
+    let socket = local();
+    let (mut ready, tell) = io::pipe().unwrap();
+    // SAFETY: The child makes a stream, says so, and waits to be killed.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let reader = running(ioctl::Create::default(), &socket);
+        io::Write::write_all(&mut &tell, b"x").unwrap();
+        loop {
+            std::hint::black_box(&reader);
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+    io::Read::read_exact(&mut ready, &mut [0]).unwrap();
+    let from = sender(&socket);
+    from.send(&rtp(1)).unwrap();
+    assert!(drain(&socket).is_empty());
+    // SAFETY: A text.
+    let unloaded =
+        unsafe { libc::syscall(libc::SYS_delete_module, c"rtp_mgr".as_ptr(), libc::O_NONBLOCK) };
+    assert_eq!(
+        (unloaded, io::Error::last_os_error().raw_os_error()),
+        (-1, Some(libc::EWOULDBLOCK))
+    );
+    // SAFETY: Our child.
+    unsafe {
+        libc::kill(child, libc::SIGKILL);
+        libc::waitpid(child, std::ptr::null_mut(), 0);
+    }
+    until("the socket gets its packets", || {
+        from.send(&rtp(2)).unwrap();
+        !drain(&socket).is_empty()
+    });
+}
+
+#[test]
+fn a_socket_that_its_user_closes_goes_on_and_one_made_a_tunnel_is_left_as_it_is() {
+    let socket = local();
+    let from = sender(&socket);
+    let mut reader = running(ioctl::Create::default(), &socket);
+    drop(socket);
+    from.send(&rtp(1)).unwrap();
+    assert_eq!(sequences(&reader.collect(1, LIMIT)), [1]);
+    reader.device.plain(ioctl::STOP).unwrap();
+    reader.device.plain(ioctl::START).unwrap();
+    from.send(&rtp(2)).unwrap();
+    assert_eq!(sequences(&reader.collect(1, LIMIT)), [2]);
+    drop(reader);
+    until("the socket is gone", || from.send(&rtp(3)).is_err());
+
+    let socket = local();
+    let reader = running(ioctl::Create::default(), &socket);
+    option(&socket, libc::SOL_UDP, libc::UDP_ENCAP, &3_i32).unwrap();
+    reader.device.plain(ioctl::STOP).unwrap();
+    let (mut value, mut len) = (0_i32, 4);
+    // SAFETY: A number and its length.
+    unsafe {
+        let value = std::ptr::from_mut(&mut value).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_ENCAP, value, &mut len);
+    }
+    assert_eq!(value, 3, "what its user made of it");
+}
+
+fn pin(cpu: usize) {
+    // SAFETY: A set of CPUs for this thread.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &set);
+    }
+}
+
+#[test]
+fn several_cpus_deliver_at_once_and_every_packet_is_counted_once() {
+    const EACH: u16 = 15_000;
+    let socket = local();
+    let request = ioctl::Create { ring_order: 12, slot_stride: 128, ..Default::default() };
+    let mut reader = running(request, &socket);
+    // SAFETY: A question.
+    assert!(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) } >= 2, "two CPUs");
+    let mut items = Vec::new();
+    std::thread::scope(|scope| {
+        let senders: Vec<_> = (0..2)
+            .map(|cpu| {
+                let socket = &socket;
+                scope.spawn(move || {
+                    pin(cpu);
+                    let from = sender(socket);
+                    for sequence in 0..EACH {
+                        from.send(&rtp_of(cpu as u32, sequence, 100)).unwrap();
+                    }
+                })
+            })
+            .collect();
+        while !senders.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            items.extend(reader.take().0);
+        }
+    });
+    items.extend(reader.take().0);
+    let counters = reader.device.stats().unwrap().1;
+    assert_books(&counters);
+    assert_eq!(counters.received, 2 * u64::from(EACH));
+    assert_eq!(counters.published, items.len() as u64);
+    assert_eq!(counters.published + counters.dropped_ring_full, counters.received);
+    assert_eq!((counters.duplicate, counters.lost, counters.reordered), (0, 0, 0));
+    for ssrc in 0..2 {
+        let own: Vec<_> = items.iter().filter(|item| item.descriptor.ssrc == ssrc).collect();
+        assert!(own.windows(2).all(|two| two[0].descriptor.sequence < two[1].descriptor.sequence));
+        for item in own {
+            assert_eq!(item.bytes, rtp_of(ssrc, item.descriptor.sequence as u16, 100));
+        }
+    }
+}
+
+/// Trains of packets of equal length, the last of each RTCP.
+fn send_trains(from: &UdpSocket, segmented: bool) {
+    let rtcp = [0x80, 201, 0, 1, 0, 0, 0, 7];
+    for train in 0..30_u16 {
+        let len = 100 + usize::from(train) * 30;
+        let mut packets: Vec<Vec<u8>> =
+            (0..20).map(|at| rtp_of(SSRC, train * 20 + at, len)).collect();
+        packets.push(rtcp.to_vec());
+        if segmented {
+            option(from, libc::SOL_UDP, libc::UDP_SEGMENT, &(len as i32)).unwrap();
+            from.send(&packets.concat()).unwrap();
+        } else {
+            packets.iter().for_each(|packet| drop(from.send(packet).unwrap()));
+        }
+    }
+}
+
+#[test]
+fn coalesced_packets_are_the_datagrams_they_are() {
+    let mut all = Vec::new();
+    for (segmented, gro) in [(false, false), (true, false), (false, true), (true, true)] {
+        let socket = local();
+        if gro {
+            option(&socket, libc::SOL_UDP, libc::UDP_GRO, &1_i32).unwrap();
+        }
+        let mut reader = running(ioctl::Create::default(), &socket);
+        send_trains(&sender(&socket), segmented);
+        let items = reader.collect(600, LIMIT);
+        until("RTCP", || reader.counters().passed_rtcp == 30);
+        assert_eq!(drain(&socket).len(), 30, "RTCP, segmented {segmented}, GRO {gro}");
+        let counters = reader.counters();
+        assert_eq!(counters.coalesced > 0, segmented);
+        for (sequence, item) in (0..).zip(&items) {
+            assert_eq!(item.bytes, rtp_of(SSRC, sequence, 100 + usize::from(sequence / 20) * 30));
+        }
+        all.push(figures(counters));
+    }
+    assert_eq!(all[0].received, 600);
+    assert!(all.iter().all(|counters| *counters == all[0]), "{all:?}");
+}
+
+#[test]
+fn ipv6_and_ipv4_on_a_dual_stack_socket() {
+    let socket = bound((Ipv6Addr::UNSPECIFIED, 0).into());
+    let port = socket.local_addr().unwrap().port();
+    let mut reader = running(ioctl::Create::default(), &socket);
+    let six = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).unwrap();
+    six.send_to(&rtp_of(6, 1, 50), (Ipv6Addr::LOCALHOST, port)).unwrap();
+    let four = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    four.send_to(&rtp_of(4, 1, 50), (Ipv4Addr::LOCALHOST, port)).unwrap();
+    let items = reader.collect(2, LIMIT);
+    assert_eq!((items[0].descriptor.ssrc, items[1].descriptor.ssrc), (6, 4));
+    let (first, second) = (reader.source(0), reader.source(1));
+    assert_eq!(first.key & 0xff, 6);
+    assert_eq!((first.source_address_0, first.source_address_1), (0, 1 << 56));
+    assert_eq!(first.destination_address_1, 1 << 56);
+    assert_eq!(second.key & 0xff, 4);
+    assert_eq!(second.source_address_0, u64::from(u32::from_le_bytes([127, 0, 0, 1])));
+    assert_eq!(second.source_address_1, 0);
+}
+
+#[test]
+fn fragments_and_the_longest_datagrams_arrive_whole() {
+    for mtu in [1_500, 65_536] {
+        in_namespace(mtu, || {
+            for six in [false, true] {
+                let address: SocketAddr = match six {
+                    true => (Ipv6Addr::LOCALHOST, 0).into(),
+                    false => (Ipv4Addr::LOCALHOST, 0).into(),
+                };
+                let socket = bound(address);
+                let from = sender(&socket);
+                let request =
+                    ioctl::Create { slot_stride: 65_536, ring_order: 4, ..Default::default() };
+                let mut reader = running(request, &socket);
+                let lens = [12, 1_400, 1_473, 5_000, 65_507];
+                (0..).zip(lens).for_each(|(sequence, len)| {
+                    from.send(&rtp_of(SSRC, sequence, len)).unwrap();
+                });
+                let items = reader.collect(lens.len(), LIMIT);
+                for ((sequence, len), item) in (0..).zip(lens).zip(&items) {
+                    assert_eq!(item.bytes, rtp_of(SSRC, sequence, len), "MTU {mtu}");
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn packets_longer_than_a_slot_are_counted_as_such() {
+    let socket = local();
+    let from = sender(&socket);
+    let request = ioctl::Create { slot_stride: 100, ..Default::default() };
+    let mut reader = running(request, &socket);
+    for (sequence, len) in (0..).zip([100, 101, 65_507, 99]) {
+        from.send(&rtp_of(SSRC, sequence, len)).unwrap();
+    }
+    assert_eq!(sequences(&reader.collect(2, LIMIT)), [0, 3]);
+    let counters = reader.counters();
+    assert_eq!((counters.received, counters.dropped_oversize), (4, 2));
+    assert_books(&counters);
+    assert!(drain(&socket).is_empty());
+}
+
+#[test]
+fn a_full_ring_and_filters_are_counted_and_the_socket_gets_none_of_it() {
+    let socket = local();
+    let from = sender(&socket);
+    let mut reader = running(ioctl::Create { ring_order: 4, ..Default::default() }, &socket);
+    (0..40).for_each(|sequence| drop(from.send(&rtp(sequence)).unwrap()));
+    until("all", || reader.counters().received == 40);
+    assert_eq!(sequences(&reader.take().0), (0..16).collect::<Vec<_>>());
+    from.send(&rtp(40)).unwrap();
+    let item = &reader.collect(1, LIMIT)[0].descriptor;
+    assert!(item.has(flag::DISCONTINUITY | flag::RING_FULL));
+    assert_eq!(item.count, 24);
+    let counters = reader.counters();
+    assert_books(&counters);
+    assert_eq!((counters.dropped_ring_full, counters.high_watermark), (24, 16));
+    assert!(drain(&socket).is_empty());
+    drop(reader);
+
+    let request = ioctl::Create {
+        flags: ioctl::CREATE_PAYLOAD_TYPE | ioctl::CREATE_SSRC,
+        payload_type: 96,
+        ssrc: 7,
+        ..Default::default()
+    };
+    let mut reader = Reader::create_udp(request).unwrap();
+    let mut leg =
+        ioctl::AddLeg { fd: socket.as_raw_fd(), flags: ioctl::LEG_SOURCE, ..Default::default() };
+    leg.source[..4].copy_from_slice(&[127, 0, 0, 1]);
+    reader.device.call(ioctl::ADD_LEG, &mut leg).unwrap();
+    reader.device.plain(ioctl::START).unwrap();
+    let mut other_type = rtp_of(7, 1, 50);
+    other_type[1] = 97;
+    let stranger = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 2), 0)).unwrap();
+    from.send(&other_type).unwrap();
+    from.send(&rtp_of(8, 1, 50)).unwrap();
+    stranger.send_to(&rtp_of(7, 2, 50), socket.local_addr().unwrap()).unwrap();
+    from.send(&rtp_of(7, 3, 50)).unwrap();
+    assert_eq!(sequences(&reader.collect(1, LIMIT)), [3]);
+    let counters = reader.counters();
+    assert_eq!((counters.received, counters.dropped_filtered), (4, 3));
+    assert!(drain(&socket).is_empty());
+}
+
+#[test]
+fn more_sources_than_the_table_has_room_for_are_delivered_all_the_same() {
+    let socket = local();
+    let from = sender(&socket);
+    let mut reader = running(ioctl::Create { sources: 4, ..Default::default() }, &socket);
+    (0..50).for_each(|ssrc| drop(from.send(&rtp_of(ssrc, 1, 20)).unwrap()));
+    let items = reader.collect(50, LIMIT);
+    assert_eq!(items[4].descriptor.source, abi::SOURCE_NONE);
+    let counters = reader.counters();
+    assert_eq!((counters.sources, counters.sources_untracked), (4, 46));
+    assert_books(&counters);
+}
+
+#[test]
+fn every_truncation_and_corruption_is_counted_for_what_it_is() {
+    // CSRCs, an extension and padding.
+    let mut whole = vec![0xb2, 96, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3];
+    whole.extend([1; 8]);
+    whole.extend([0xbe, 0xde, 0, 2]);
+    whole.extend([0x10, 0xff, 0, 0, 0, 0, 0, 0]);
+    whole.extend([9; 20]);
+    whole.extend([0, 0, 0, 4]);
+    assert!(header::parse(&whole).is_ok());
+    let mut packets: Vec<Vec<u8>> = (0..=whole.len()).map(|len| whole[..len].to_vec()).collect();
+    for at in 0..whole.len() {
+        for bit in 0..8 {
+            let mut corrupt = whole.clone();
+            corrupt[at] ^= 1 << bit;
+            packets.push(corrupt);
+        }
+    }
+    let mut expected = [0_u64; 6];
+    for packet in &packets {
+        let kind = match header::classify(packet) {
+            Kind::Rtp if header::parse(packet).is_err() => 5,
+            Kind::Rtp => 4,
+            Kind::Rtcp => 0,
+            Kind::Stun => 1,
+            Kind::Dtls => 2,
+            Kind::Other => 3,
+        };
+        expected[kind] += 1;
+    }
+    assert!(expected[4] > 100 && expected[5] > 20, "{expected:?}");
+    let socket = local();
+    let from = sender(&socket);
+    let reader = running(
+        ioctl::Create { sources: 512, reader: ioctl::READER_LOSSY, ..Default::default() },
+        &socket,
+    );
+    for packet in &packets {
+        from.send(packet).unwrap();
+    }
+    let c = reader.device.stats().unwrap().1;
+    assert_books(&c);
+    assert_eq!(c.received, expected[4] + expected[5]);
+    assert_eq!(c.dropped_invalid, expected[5]);
+    assert_eq!(
+        [c.passed_rtcp, c.passed_stun, c.passed_dtls, c.passed_other],
+        expected[..4],
+        "{expected:?}"
+    );
+    assert_eq!(drain(&socket).len() as u64, expected[..4].iter().sum::<u64>());
+}
+
+#[test]
+fn a_gap_is_given_up_in_time_though_nothing_more_arrives() {
+    let socket = local();
+    let from = sender(&socket);
+    let mut reader = running(ordered(50 * MS), &socket);
+    let sent = Instant::now();
+    for sequence in [1, 2, 5, 4] {
+        from.send(&rtp(sequence)).unwrap();
+    }
+    assert_eq!(sequences(&reader.collect(2, LIMIT)), [1, 2]);
+    let items = reader.collect(3, LIMIT);
+    assert!(sent.elapsed() >= Duration::from_millis(50), "the gap stays open so long");
+    assert_eq!(sequences(&items), [3, 4, 5]);
+    assert!(items[0].descriptor.has(flag::LOST));
+    assert_eq!(items[0].descriptor.count, 1);
+    from.send(&rtp(3)).unwrap();
+    from.send(&rtp(4)).unwrap();
+    until("both", || reader.counters().received == 6);
+    let counters = reader.counters();
+    assert_books(&counters);
+    assert_eq!((counters.late, counters.duplicate, counters.gap_positions), (1, 1, 1));
+    // A reader that slept is woken by the deadline, too.
+    reader.device.set(ioctl::SETTING_REORDER_NS, 20 * MS).unwrap();
+    assert_eq!(reader.device.get(ioctl::SETTING_REORDER_NS).unwrap(), 20 * MS);
+    from.send(&rtp(7)).unwrap();
+    assert_eq!(reader.wait(2, LIMIT).unwrap() & libc::POLLIN, libc::POLLIN);
+    assert_eq!(sequences(&reader.take().0), [6, 7]);
+}
+
+#[test]
+fn stopping_publishes_what_is_staged() {
+    let socket = local();
+    let from = sender(&socket);
+    let mut reader = running(ordered(10_000 * MS), &socket);
+    for sequence in [1, 3] {
+        from.send(&rtp(sequence)).unwrap();
+    }
+    until("both", || reader.counters().received == 2);
+    assert_eq!(reader.counters().staged, 1);
+    assert_eq!(errno(reader.device.plain(ioctl::RESET_STATS)), libc::EBUSY);
+    reader.device.plain(ioctl::STOP).unwrap();
+    assert_eq!(sequences(&reader.take().0), [1, 2, 3]);
+    let counters = reader.counters();
+    assert_books(&counters);
+    assert_eq!((counters.published, counters.staged), (2, 0));
+    reader.device.plain(ioctl::RESET_STATS).unwrap();
+    let counters = reader.counters();
+    assert_eq!((counters.received, counters.expected, counters.lost), (0, 0, 0));
+}
+
+/// Pseudo-random numbers (xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+#[test]
+fn two_legs_with_loss_give_everything_that_either_has_once_and_in_order() {
+    const COUNT: u16 = 6_000;
+    let sockets = [local(), local()];
+    let request = ioctl::Create { legs: 2, ring_order: 13, ..ordered(400 * MS) };
+    let mut reader = Reader::create_udp(request).unwrap();
+    for (leg, socket) in (0..).zip(&sockets) {
+        reader.device.add_leg(socket, leg).unwrap();
+    }
+    reader.device.plain(ioctl::START).unwrap();
+    let from = [sender(&sockets[0]), sender(&sockets[1])];
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut carried = [BTreeSet::new(), BTreeSet::new()];
+    // The second leg lags by a few packets; the ends are not lost, so that what is missing is known.
+    let mut late: Vec<u16> = Vec::new();
+    for sequence in 0..COUNT {
+        let edge = sequence == 0 || sequence == COUNT - 1;
+        if edge || random.next() % 10 != 0 {
+            from[0].send(&rtp(sequence)).unwrap();
+            carried[0].insert(sequence);
+        }
+        late.push(sequence);
+        if late.len() > 5 || sequence == COUNT - 1 {
+            for sequence in late.drain(..) {
+                if sequence == 0 || random.next() % 10 != 0 {
+                    from[1].send(&rtp(sequence)).unwrap();
+                    carried[1].insert(sequence);
+                }
+            }
+        }
+    }
+    let items = reader.collect(COUNT.into(), LIMIT);
+    assert_eq!(sequences(&items), (0..COUNT).collect::<Vec<_>>(), "each position once, in order");
+    let either: BTreeSet<u16> = carried[0].union(&carried[1]).copied().collect();
+    for item in &items {
+        let sequence = item.descriptor.sequence as u16;
+        assert_eq!(item.descriptor.has(flag::LOST), !either.contains(&sequence), "{sequence}");
+        if !item.descriptor.has(flag::LOST) {
+            assert_eq!(item.bytes, rtp(sequence));
+        }
+    }
+    let counters = reader.device.stats().unwrap().1;
+    assert_books(&counters);
+    let both = carried[0].intersection(&carried[1]).count() as u64;
+    assert_eq!(counters.unique, either.len() as u64);
+    assert_eq!(counters.duplicate, both);
+    assert_eq!(counters.lost, u64::from(COUNT) - either.len() as u64);
+    assert_eq!((counters.epochs, counters.late, counters.dropped_ring_full), (1, 0, 0));
+    for (leg, carried) in carried.iter().enumerate() {
+        let figures = reader.leg(leg);
+        assert_eq!(figures.received, carried.len() as u64);
+        assert_eq!(figures.lost, figures.expected - carried.len() as u64);
+    }
+}
+
+#[test]
+fn a_leg_that_is_pulled_loses_nothing() {
+    let sockets = [local(), local()];
+    let request = ioctl::Create { legs: 2, ..ordered(100 * MS) };
+    let mut reader = Reader::create_udp(request).unwrap();
+    for (leg, socket) in (0..).zip(&sockets) {
+        reader.device.add_leg(socket, leg).unwrap();
+    }
+    reader.device.plain(ioctl::START).unwrap();
+    let from = [sender(&sockets[0]), sender(&sockets[1])];
+    for sequence in 0..900 {
+        for (leg, from) in from.iter().enumerate() {
+            let pulled = (300..600).contains(&sequence) && leg == 0 || sequence >= 700 && leg == 1;
+            if !pulled {
+                from.send(&rtp(sequence)).unwrap();
+            }
+        }
+    }
+    let items = reader.collect(900, LIMIT);
+    assert_eq!(sequences(&items), (0..900).collect::<Vec<_>>());
+    assert!(items.iter().all(|item| !item.descriptor.has(flag::LOST)));
+    assert_eq!(reader.counters().lost, 0);
+}
+
+#[test]
+fn after_a_bye_the_next_source_takes_over_at_once_and_after_silence_without() {
+    let socket = local();
+    let from = sender(&socket);
+    let mut reader = running(ordered(50 * MS), &socket);
+    for sequence in 0..3 {
+        from.send(&rtp_of(1, sequence, 50)).unwrap();
+    }
+    let mut heard = ioctl::Heard {
+        flags: ioctl::HEARD_BYE,
+        ssrc: 1,
+        passed: [2, 1, 0, 3],
+        ..Default::default()
+    };
+    reader.device.call(ioctl::HEARD, &mut heard).unwrap();
+    from.send(&rtp_of(2, 500, 50)).unwrap();
+    from.send(&rtp_of(2, 501, 50)).unwrap();
+    let items = reader.collect(5, LIMIT);
+    assert_eq!(sequences(&items), [0, 1, 2, 500, 501]);
+    assert!(items[3].descriptor.has(flag::DISCONTINUITY));
+    let counters = reader.counters();
+    assert_eq!((counters.passed_rtcp, counters.passed_stun), (2, 1));
+    assert_eq!((counters.passed_other, counters.epochs), (3, 2));
+    // Held until the present source has been silent for 200 ms: by the timer, nothing more arrives.
+    let sent = Instant::now();
+    from.send(&rtp_of(3, 70, 50)).unwrap();
+    from.send(&rtp_of(3, 71, 50)).unwrap();
+    until("both", || reader.counters().received == 7);
+    assert_eq!(sequences(&reader.collect(2, LIMIT)), [70, 71]);
+    assert!(sent.elapsed() >= Duration::from_millis(150));
+    assert_books(&reader.counters());
+
+    heard.leg = 1;
+    assert_eq!(errno(reader.device.call(ioctl::HEARD, &mut heard)), libc::EINVAL);
+    (heard.leg, heard.flags) = (0, 2);
+    assert_eq!(errno(reader.device.call(ioctl::HEARD, &mut heard)), libc::EINVAL);
+    heard.flags = 0;
+    reader.device.plain(ioctl::STOP).unwrap();
+    assert_eq!(errno(reader.device.call(ioctl::HEARD, &mut heard)), libc::EBUSY);
+    let simulated = Device::open().unwrap();
+    simulated.create(ioctl::Create::default()).unwrap();
+    assert_eq!(errno(simulated.call(ioctl::HEARD, &mut heard)), libc::EOPNOTSUPP);
+}
+
+#[test]
+fn a_partly_filled_batch_waits_no_longer_than_it_may() {
+    let socket = local();
+    let from = sender(&socket);
+    let mut reader = running(ioctl::Create::default(), &socket);
+    reader.device.set(ioctl::SETTING_MAX_LATENCY_US, 30_000).unwrap();
+    let sent = Instant::now();
+    from.send(&rtp(1)).unwrap();
+    assert_eq!(reader.wait(100, LIMIT).unwrap() & libc::POLLIN, libc::POLLIN);
+    assert!(sent.elapsed() >= Duration::from_millis(30) && sent.elapsed() < LIMIT / 2);
+    assert_eq!(reader.take().0.len(), 1);
+    // The threshold is looked at when the reader sleeps, too: it left something behind.
+    from.send(&rtp(2)).unwrap();
+    until("it", || reader.counters().received == 2);
+    assert_eq!(reader.wait(100, LIMIT).unwrap() & libc::POLLIN, libc::POLLIN);
+}
+
+#[test]
+fn the_jitter_has_the_clock_rate_that_was_set() {
+    let socket = local();
+    let device = Device::open().unwrap();
+    device.create_udp(ioctl::Create::default()).unwrap();
+    device.set(ioctl::SETTING_CLOCK_RATE, 96 << 32 | 48_000).unwrap();
+    assert_eq!(errno(device.set(ioctl::SETTING_CLOCK_RATE, 128 << 32 | 1)), libc::EINVAL);
+    assert_eq!(errno(device.get(ioctl::SETTING_CLOCK_RATE)), libc::EOPNOTSUPP);
+    assert_eq!(errno(device.set(ioctl::SETTING_REORDER_NS, 1)), libc::EOPNOTSUPP);
+    device.add_leg(&socket, 0).unwrap();
+    device.plain(ioctl::START).unwrap();
+    assert_eq!(errno(device.set(ioctl::SETTING_CLOCK_RATE, 96 << 32 | 1)), libc::EBUSY);
+    let reader = Reader::attach(&device, ioctl::READER_LOSSY).unwrap();
+    let from = sender(&socket);
+    (0..50).for_each(|sequence| drop(from.send(&rtp(sequence)).unwrap()));
+    until("all", || reader.counters().received == 50);
+    let source = reader.source(0);
+    assert_eq!(source.ssrc_clock_rate >> 32, 48_000);
+    assert_eq!(source.jitter_count, 49);
+}
+
+#[test]
+fn a_namespace_that_goes_away_under_a_running_stream_is_harmless() {
+    let mut reader = Reader::create_udp(ioctl::Create::default()).unwrap();
+    // SAFETY: The child uses the inherited file in a namespace of its own and ends.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        new_namespace(1_500);
+        let socket = local();
+        reader.device.add_leg(&socket, 0).unwrap();
+        reader.device.plain(ioctl::START).unwrap();
+        let from = sender(&socket);
+        (0..10).for_each(|sequence| drop(from.send(&rtp(sequence)).unwrap()));
+        // SAFETY: Ends without anything of the test harness.
+        unsafe { libc::_exit(0) };
+    }
+    let mut status = 0;
+    // SAFETY: Our child.
+    unsafe { libc::waitpid(child, &mut status, 0) };
+    assert_eq!(status, 0);
+    assert_eq!(sequences(&reader.collect(10, LIMIT)), (0..10).collect::<Vec<_>>());
+    assert_eq!(reader.device.stats().unwrap().0, abi::STATE_RUNNING as u32);
+    reader.device.plain(ioctl::STOP).unwrap();
+    reader.device.plain(ioctl::START).unwrap();
+    drop(reader);
+}
+
+#[test]
+fn starting_and_stopping_under_fire_loses_no_packet_between_ring_and_socket() {
+    let socket = local();
+    option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &(16 << 20)).unwrap();
+    let mut reader =
+        Reader::create_udp(ioctl::Create { slot_stride: 64, ..Default::default() }).unwrap();
+    reader.device.add_leg(&socket, 0).unwrap();
+    let mut ring = Vec::new();
+    let mut left = Vec::new();
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            let from = sender(&socket);
+            for sequence in 0..20_000 {
+                from.send(&rtp_of(SSRC, sequence, 40)).unwrap();
+            }
+        });
+        while !sending.is_finished() {
+            reader.device.plain(ioctl::START).unwrap();
+            ring.extend(reader.take().0);
+            reader.device.plain(ioctl::STOP).unwrap();
+            ring.extend(reader.take().0);
+            left.extend(drain(&socket));
+        }
+    });
+    ring.extend(reader.take().0);
+    left.extend(drain(&socket));
+    let counters = reader.counters();
+    assert_books(&counters);
+    assert_eq!(counters.published, ring.len() as u64);
+    let mut all: Vec<u16> = sequences(&ring);
+    all.extend(left.iter().map(|bytes| header::parse(bytes).unwrap().sequence));
+    all.sort_unstable();
+    assert_eq!(all.len() as u64 + counters.dropped_ring_full, 20_000);
+    all.dedup();
+    assert_eq!(all.len() as u64 + counters.dropped_ring_full, 20_000, "none twice");
+    assert!(!ring.is_empty() && !left.is_empty(), "{} and {}", ring.len(), left.len());
+}
