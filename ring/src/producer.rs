@@ -120,12 +120,14 @@ const NOBODY: Reader = Reader {
 #[derive(Debug)]
 pub struct Readers {
     readers: [Reader; READERS_MAX],
+    /// No reader stands at this place or beyond: most rings have one or two.
+    end: usize,
 }
 
 impl Readers {
     /// No readers.
     pub const fn new() -> Self {
-        Self { readers: [NOBODY; READERS_MAX] }
+        Self { readers: [NOBODY; READERS_MAX], end: 0 }
     }
 
     /// Adds a reader that begins at `start`. `demotable`: a reliable one that stalls for too long is
@@ -142,7 +144,19 @@ impl Readers {
             stalled_ns: now_ns,
             ..NOBODY
         };
+        self.end = self.end.max(at.wrapping_add(1));
         Some(at)
+    }
+
+    fn active(&self) -> impl Iterator<Item = &Reader> {
+        let readers = self.readers.get(..self.end).unwrap_or(&self.readers);
+        readers.iter().filter(|reader| reader.active)
+    }
+
+    fn active_mut(&mut self) -> impl Iterator<Item = &mut Reader> {
+        let end = self.end.min(READERS_MAX);
+        let readers = self.readers.get_mut(..end).unwrap_or_default();
+        readers.iter_mut().filter(|reader| reader.active)
     }
 
     /// Forgets a reader.
@@ -150,11 +164,16 @@ impl Readers {
         if let Some(reader) = self.readers.get_mut(at) {
             *reader = NOBODY;
         }
+        self.end = self
+            .readers
+            .iter()
+            .rposition(|reader| reader.active)
+            .map_or(0, |at| at.wrapping_add(1));
     }
 
     /// Number of readers.
     pub fn count(&self) -> usize {
-        self.readers.iter().filter(|reader| reader.active).count()
+        self.active().fold(0, |count: usize, _| count.wrapping_add(1))
     }
 
     /// Takes a reader's `tail`, loaded once from its control page, if it is true: forward, and not
@@ -184,7 +203,7 @@ impl Readers {
     /// Accounts for what the positions up to `claim` have taken from lossy readers.
     pub fn lap(&mut self, claim: u64, slot_count: u32) {
         let oldest = claim.wrapping_sub(slot_count.into());
-        for reader in self.readers.iter_mut().filter(|reader| reader.active) {
+        for reader in self.active_mut() {
             let behind = oldest.wrapping_sub(reader.tail);
             if reader.mode == Mode::Lossy && behind as i64 > 0 {
                 reader.lapped = reader.lapped.wrapping_add(behind);
@@ -196,8 +215,7 @@ impl Readers {
     /// The first position that may not be written: a ring after the slowest reliable reader. `None`
     /// when there is no reliable reader.
     pub fn limit(&self, slot_count: u32) -> Option<u64> {
-        let reliable =
-            self.readers.iter().filter(|reader| reader.active && reader.mode == Mode::Reliable);
+        let reliable = self.active().filter(|reader| reader.mode == Mode::Reliable);
         let slowest = reliable.map(|reader| reader.tail).reduce(|slowest, tail| {
             if tail.wrapping_sub(slowest) as i64 >= 0 {
                 slowest
@@ -218,7 +236,7 @@ impl Readers {
         slot_count: u32,
     ) -> u32 {
         let mut demoted = 0_u32;
-        for reader in self.readers.iter_mut().filter(|reader| reader.active) {
+        for reader in self.active_mut() {
             let full = claim.wrapping_sub(reader.tail) >= u64::from(slot_count);
             if full && !reader.full {
                 reader.stalled_ns = now_ns;
