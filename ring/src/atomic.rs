@@ -67,6 +67,9 @@ impl Word {
     }
 }
 
+/// The kernel's atomics, except that reading and writing without order are done here as the kernel's own
+/// `atomic64_read` and `atomic64_set` do them (`READ_ONCE`, `WRITE_ONCE`: one volatile access): its Rust
+/// API calls a C function for each, and a packet's figures are a hundred words.
 #[cfg(kernel)]
 impl Word {
     /// A word that holds `value`.
@@ -77,7 +80,9 @@ impl Word {
     /// Reads without ordering anything else.
     #[inline]
     pub fn load(&self) -> u64 {
-        self.0.load(kernel_order::Relaxed)
+        // SAFETY: The pointer is that of an atomic, valid and aligned; a volatile access of a machine word
+        // is atomic in the kernel's memory model.
+        unsafe { self.0.as_ptr().read_volatile() }
     }
 
     /// Reads; what follows is not moved before it.
@@ -89,7 +94,8 @@ impl Word {
     /// Writes without ordering anything else.
     #[inline]
     pub fn store(&self, value: u64) {
-        self.0.store(value, kernel_order::Relaxed);
+        // SAFETY: As in `load`.
+        unsafe { self.0.as_ptr().write_volatile(value) };
     }
 
     /// Writes; what precedes is not moved after it.

@@ -10,8 +10,8 @@
 //! the lints below deny everything else in source, and `cargo xtask panic-check` looks for
 //! what is left in the optimised objects.
 //!
-//! **It has no `unsafe`.** Memory that another agent may write is seen only through atomics
-//! ([`view`]); whoever maps it builds the views.
+//! **It has no `unsafe`**, but for two accesses of the kernel's atomics in [`atomic`]. Memory that another
+//! agent may write is seen only through atomics ([`view`]); whoever maps it builds the views.
 //!
 //! | module | what lives there |
 //! |---|---|
