@@ -121,6 +121,8 @@ pub(crate) struct Engine {
     /// Last look at clocks and sockets.
     looked_ns: u64,
     clock: ClockPage,
+    /// Packets of a train get times of their own.
+    exact_times: bool,
 }
 
 /// A packet of a leg.
@@ -290,6 +292,7 @@ impl Engine {
             traced: 0,
             looked_ns: 0,
             clock: ClockPage::new(),
+            exact_times: header.features & feature::EXACT_TIMES != 0,
         })
     }
 
@@ -415,7 +418,12 @@ impl Engine {
         if self.core.claim().wrapping_sub(self.look_at) as i64 >= 0 {
             self.observe_readers(memory, datagram.now_ns);
         }
-        let coalesced = self.is_coalesced(datagram);
+        let mut coalesced = self.is_coalesced(datagram);
+        let (mut arrival_ns, mut time_ns) = (datagram.arrival_ns, datagram.time_ns);
+        if coalesced && self.exact_times {
+            (arrival_ns, time_ns) = (monotonic_ns(), tai_ns());
+            coalesced = false;
+        }
         if coalesced {
             bump(&mut self.core.counters_mut().coalesced, 1);
         }
@@ -433,8 +441,8 @@ impl Engine {
             truncated: false,
             coalesced,
             leg: datagram.leg,
-            arrival_ns: datagram.arrival_ns,
-            time_ns: datagram.time_ns,
+            arrival_ns,
+            time_ns,
             flow: datagram.flow,
         };
         let bytes = match space.get_mut(..datagram.len as usize) {

@@ -200,7 +200,11 @@ fn shape(request: &ioctl::Create) -> Result<Shape> {
 
 /// What belongs to a receive stream with UDP legs, checked: its features and number of legs.
 fn udp(request: &ioctl::Create) -> Result<(u64, u32)> {
-    let known = ioctl::CREATE_ORDERED | ioctl::CREATE_SSRC | ioctl::CREATE_PAYLOAD_TYPE;
+    let known = ioctl::CREATE_ORDERED
+        | ioctl::CREATE_SSRC
+        | ioctl::CREATE_PAYLOAD_TYPE
+        | ioctl::CREATE_EXACT_TIMES;
+    let exact = request.flags & ioctl::CREATE_EXACT_TIMES != 0;
     let ordered = request.flags & ioctl::CREATE_ORDERED != 0;
     let legs = or_default(request.legs, 1);
     let legs_max = if ordered { LEGS_MAX as u32 } else { 1 };
@@ -215,7 +219,8 @@ fn udp(request: &ioctl::Create) -> Result<(u64, u32)> {
     {
         return Err(EINVAL);
     }
-    Ok((if ordered { feature::ORDERED } else { 0 }, legs))
+    let features = if ordered { feature::ORDERED } else { 0 };
+    Ok((features | if exact { feature::EXACT_TIMES } else { 0 }, legs))
 }
 
 /// Positions of the ring and bytes of a slot.

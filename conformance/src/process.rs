@@ -7,6 +7,9 @@ use std::path::PathBuf;
 
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
+/// The device of the kernel engine.
+const DEVICE: &str = "/dev/rtp_mgr";
+
 /// Open file descriptors, with what they stand for.
 pub(crate) fn descriptors() -> Vec<(RawFd, String)> {
     let entries = fs::read_dir("/proc/self/fd").expect("/proc is mounted");
@@ -42,6 +45,11 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
+    /// Whether it is of the kernel engine's device.
+    pub(crate) fn is_device(&self) -> bool {
+        self.name.starts_with(DEVICE)
+    }
+
     /// The file behind it.
     pub(crate) fn file(&self) -> PathBuf {
         PathBuf::from("/proc/self/map_files").join(&self.range)
@@ -66,7 +74,7 @@ fn parse(line: &str) -> Option<Mapping> {
     let (start, end) = range.split_once('-')?;
     let start = u64::from_str_radix(start, 16).ok()?;
     let end = u64::from_str_radix(end, 16).ok()?;
-    let stream = name.starts_with("/memfd:") || name.starts_with("/dev/rtp_mgr");
+    let stream = name.starts_with("/memfd:") || name.starts_with(DEVICE);
     (stream && permissions.ends_with('s')).then(|| Mapping {
         start,
         len: end - start,

@@ -617,6 +617,9 @@ pub mod ioctl {
     pub const CREATE_SSRC: u64 = 1 << 1;
     /// [`Create::flags`]: take only [`Create::payload_type`].
     pub const CREATE_PAYLOAD_TYPE: u64 = 1 << 2;
+    /// [`Create::flags`]: UDP legs: packets that came coalesced get the times at which they were taken, one
+    /// by one, instead of the one time that they share ([`super::feature::EXACT_TIMES`]).
+    pub const CREATE_EXACT_TIMES: u64 = 1 << 3;
     /// [`Attach::flags`]: a further reader of the owner's own process. It may be reliable, is never
     /// demoted, and [`Attach::fd`] has to be the owner's file (-EPERM otherwise).
     pub const ATTACH_OWN: u32 = 1 << 0;

@@ -125,7 +125,7 @@ fn numbers_out_of_range_are_refused() {
         assert_eq!(refused(change), libc::EINVAL, "number {index}");
     }
     let udp: [fn(&mut ioctl::Create); 9] = [
-        |r| r.flags = 1 << 3,
+        |r| r.flags = 1 << 4,
         |r| r.legs = 2,
         |r| (r.legs, r.flags) = (3, ioctl::CREATE_ORDERED),
         |r| r.reorder_ns = 1,

@@ -78,8 +78,19 @@ pub fn list() -> Result<Vec<StreamInfo>, Error> {
 /// # Errors
 /// There is none, it is another user's, or of another ABI version.
 pub fn stat(name: &str) -> Result<(StreamInfo, Stats), Error> {
-    let reply = request(&find(name)?, Hello::Figures).map_err(|mistake| mistake.of(name))?;
     let layout = |reason| Error::Layout { name: name.to_owned(), reason };
+    let path = match find(name) {
+        Err(Error::NoSuchStream { .. }) => match kernel::find(name) {
+            Some(Ok((info, device))) => {
+                let region = Region::of_device(&device, Use::Observer).map_err(layout)?;
+                return Ok((info, Stats::new(Arc::new(region))));
+            }
+            Some(Err(reason)) => return Err(Error::Refused { name: name.to_owned(), reason }),
+            None => return Err(Error::NoSuchStream { name: name.to_owned() }),
+        },
+        path => path?,
+    };
+    let reply = request(&path, Hello::Figures).map_err(|mistake| mistake.of(name))?;
     let ring = reply.files.into_iter().next();
     let ring = ring.ok_or_else(|| layout("its owner's answer lacks its memory".into()))?;
     let region = match reply.info.engine {

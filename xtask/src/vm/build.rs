@@ -22,6 +22,8 @@ const MODULE: &str = "rtp_mgr.ko";
 pub const CONSUMER: &str = "c_consumer";
 /// The name of the test of the project's scripts, and what of a checkout it finds where.
 pub const SCRIPTS_TEST: &str = "scripts.sh";
+/// The name of what runs the conformance suite on the kernel engine.
+const CONFORMANCE: &str = "conformance.sh";
 const SCRIPTS: [&str; 2] = ["scripts/load.sh", "scripts/unload.sh"];
 const CHECKOUT: &str = "/root/rtp_mgr";
 
@@ -62,13 +64,15 @@ pub fn consumer(cache: &Cache, kernel: &Kernel, project: &Project) -> Result<Pat
     to_target(&place.outside.join(name), kernel, project, name)
 }
 
-/// The project's scripts and their test, to run in the machine beside `module`.
+/// The project's scripts and those that are tests, to run in the machine beside `module`.
 pub fn scripts(project: &Project, module: &Path) -> Files {
     let place = |part: &str| format!("{}/{part}", CHECKOUT.trim_start_matches('/'));
     let mut files: Files =
         SCRIPTS.iter().map(|&script| (place(script), project.root.join(script))).collect();
     files.push((place("kernel/rtp_mgr.ko"), module.to_owned()));
-    files.push((format!("bin/{SCRIPTS_TEST}"), project.root.join("kernel/tests/scripts.sh")));
+    for test in [SCRIPTS_TEST, CONFORMANCE] {
+        files.push((format!("bin/{test}"), project.root.join("kernel/tests").join(test)));
+    }
     files
 }
 
@@ -159,11 +163,8 @@ fn make(cache: &Cache, kernel: &Kernel, place: &Place, more: &[&str]) -> Result<
 type Files = Vec<(String, PathBuf)>;
 
 /// Programs of the machine that are no test programs of cargo's but have tests, and how they are called.
-const SUITES: [(&str, &[&str]); 3] = [
-    (CONSUMER, &[]),
-    (SCRIPTS_TEST, &[CHECKOUT]),
-    ("conformance", &["--engine", "user", "--ktap", "simulated"]),
-];
+const SUITES: [(&str, &[&str]); 3] =
+    [(CONSUMER, &[]), (SCRIPTS_TEST, &[CHECKOUT]), (CONFORMANCE, &[])];
 
 /// The programs, linked statically, and the tests among them in the order in which they run.
 pub fn programs(project: &Project) -> Result<(Files, Vec<Test>)> {

@@ -51,6 +51,26 @@ pub(crate) fn list() -> Vec<StreamInfo> {
         .collect()
 }
 
+/// A stream of the module's that has no door of its own, by its number, to look at its figures. The text
+/// of the mistake says what to do.
+pub(crate) fn find(name: &str) -> Option<Result<(StreamInfo, Device), String>> {
+    let info = list().into_iter().find(|info| info.id.to_string() == name)?;
+    let attach = || {
+        let device = Device::open()?;
+        let reader = ioctl::READER_NONE;
+        let mut request = ioctl::Attach { fd: -1, id: info.id.0, reader, ..Default::default() };
+        device.attach(&mut request)?;
+        Ok(device)
+    };
+    Some(match attach() {
+        Ok(device) => Ok((info, device)),
+        Err(error) => Err(match Errno::from_io_error(&error) {
+            Some(Errno::PERM) => "its owner does not announce it: only root looks at it".into(),
+            _ => error.to_string(),
+        }),
+    })
+}
+
 fn info(entry: &ioctl::ListEntry) -> StreamInfo {
     StreamInfo {
         id: StreamId(entry.id),

@@ -427,6 +427,9 @@ fn request(config: &ReceiveConfig, ring_order: u8) -> ioctl::Create {
     if config.payload_type.is_some() {
         flags |= ioctl::CREATE_PAYLOAD_TYPE;
     }
+    if config.simulated.is_none() && (config.exact_times || !config.gro) {
+        flags |= ioctl::CREATE_EXACT_TIMES;
+    }
     let mut request = ioctl::Create {
         direction: abi::DIRECTION_RECEIVE,
         flags,
