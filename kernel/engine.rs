@@ -326,7 +326,8 @@ impl Engine {
             // SAFETY: As this function's own requirement.
             let (drops, buffer) = unsafe { view.figures() };
             if let Some(figures) = self.core.leg_figures_mut(leg) {
-                figures.socket_buffer = u64::from(buffer);
+                // The kernel doubles what it grants, for its own records (socket(7)).
+                figures.socket_buffer = u64::from(buffer / 2);
             }
             Socket { view, drops }
         });

@@ -97,10 +97,11 @@ impl UdpSink {
         Ok(sink)
     }
 
-    /// Size of the send buffer, bytes.
+    /// The send buffer that was granted, bytes. The kernel doubles it, for its own records (socket(7)).
     pub(crate) fn buffer(&self) -> u64 {
         // SAFETY: The socket lives.
-        unsafe { shim::rtp_mgr_udp_send_buffer(self.socket.as_ptr().cast()) }.max(0) as u64
+        let doubled = unsafe { shim::rtp_mgr_udp_send_buffer(self.socket.as_ptr().cast()) };
+        u64::from(doubled.max(0).unsigned_abs() / 2)
     }
 
     /// Sends what `gather` holds: one datagram, or with `segment` as many as it takes if each has
