@@ -348,7 +348,7 @@ impl Reader {
         let mut words = [0; StreamCounters::WORDS];
         let first = self.header.counters_offset as usize / 8;
         let block = &self.status.words()[first..first + SEQUENCE_WORDS + StreamCounters::WORDS];
-        assert!(Block { words: block }.snapshot(&mut words, 100_000), "a consistent snapshot");
+        snapshot(&Block { words: block }, &mut words);
         StreamCounters::from_words(words)
     }
 
@@ -368,7 +368,7 @@ impl Reader {
     fn block<const WORDS: usize>(&self, offset: usize) -> [u64; WORDS] {
         let mut words = [0; WORDS];
         let block = &self.status.words()[offset / 8..][..SEQUENCE_WORDS + WORDS];
-        assert!(Block { words: block }.snapshot(&mut words, 100_000), "a consistent snapshot");
+        snapshot(&Block { words: block }, &mut words);
         words
     }
 
@@ -376,7 +376,7 @@ impl Reader {
     pub fn own_status(&self) -> ReaderStatus {
         let mut words = [0; ReaderStatus::WORDS];
         let block = &self.own_status.words()[..SEQUENCE_WORDS + ReaderStatus::WORDS];
-        assert!(Block { words: block }.snapshot(&mut words, 100_000), "a consistent snapshot");
+        snapshot(&Block { words: block }, &mut words);
         ReaderStatus::from_words(words)
     }
 
@@ -446,6 +446,16 @@ impl CloneAvailable for Cursor {
         let mut cursor = *self;
         let available = cursor.available(ring);
         (cursor, available)
+    }
+}
+
+/// Copies a consistent state of `block`. The engine's CPU may be off for a while in the middle of writing it: a
+/// virtual one is, when the host has others to run.
+fn snapshot(block: &Block<'_>, words: &mut [u64]) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !block.snapshot(words, 1_000) {
+        assert!(Instant::now() < deadline, "no consistent snapshot in 20 s");
+        std::thread::yield_now();
     }
 }
 
