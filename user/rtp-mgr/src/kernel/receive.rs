@@ -305,12 +305,10 @@ impl Sockets {
         let now = clock::monotonic_ns();
         while let Some(arrived) = self.batch.next_packet(|| None) {
             // RTP has no business on the RTCP port. On the leg's own it was there before the module
-            // took over.
-            let kind = match header::classify(arrived.bytes) {
-                Kind::Rtp => Kind::Other,
-                kind => kind,
-            };
-            if rtcp_port {
+            // took over, which counts what it leaves there.
+            let classified = header::classify(arrived.bytes);
+            let kind = if classified == Kind::Rtp { Kind::Other } else { classified };
+            if rtcp_port || classified == Kind::Rtp {
                 passed[place(kind)] += 1;
             }
             let compound = Compound::parse(arrived.bytes).filter(|_| kind == Kind::Rtcp);
