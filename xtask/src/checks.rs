@@ -21,6 +21,8 @@ pub fn format(project: &Project) -> Result<()> {
 pub fn clippy(project: &Project) -> Result<()> {
     let shell = project.shell()?;
     cmd!(shell, "cargo clippy --workspace --all-targets -- -D warnings").run()?;
+    // They are no targets of a plain `cargo test`, and so not among all of them.
+    cmd!(shell, "cargo clippy --package rtp-mgr-kernel-tests --test * -- -D warnings").run()?;
     Ok(())
 }
 

@@ -5,6 +5,8 @@
 
 #![allow(unsafe_code)] // System calls and mapped memory: everything the tests are about.
 
+pub mod books;
+pub mod random;
 pub mod transmit;
 
 use std::fs::File;

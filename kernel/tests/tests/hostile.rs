@@ -6,27 +6,19 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rtp_mgr_kernel_tests::random::Random;
 use rtp_mgr_kernel_tests::{Device, Reader};
 use rtp_mgr_ring::abi::{PAGE, control, ioctl};
 use rtp_mgr_ring::pattern;
 
 const RUN: Duration = Duration::from_secs(3);
 
-/// xorshift64*: what it gives must differ, not be unpredictable.
-struct Random(u64);
+/// What hostile callers pass.
+trait Interesting {
+    fn interesting(&mut self) -> u64;
+}
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
+impl Interesting for Random {
     /// Mostly values at which something changes.
     fn interesting(&mut self) -> u64 {
         const VALUES: [u64; 16] = [

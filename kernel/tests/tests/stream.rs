@@ -2,29 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use rtp_mgr_kernel_tests::books::assert_receive_books as assert_books;
 use rtp_mgr_kernel_tests::{Device, Reader, errno};
-use rtp_mgr_ring::abi::{self, StreamCounters, flag, ioctl};
+use rtp_mgr_ring::abi::{self, flag, ioctl};
 use rtp_mgr_ring::{header, pattern};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn quick() -> ioctl::Create {
     ioctl::Create { interval_ns: 10_000_000, burst: 32, packet_len: 200, ..Default::default() }
-}
-
-fn assert_books(counters: &StreamCounters) {
-    assert_eq!(
-        counters.received,
-        counters.published
-            + counters.dropped_ring_full
-            + counters.dropped_oversize
-            + counters.dropped_invalid
-            + counters.dropped_filtered
-            + counters.duplicate
-            + counters.late
-            + counters.staged,
-        "{counters:?}"
-    );
 }
 
 #[test]

@@ -10,6 +10,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rtp_mgr_kernel_tests::books::assert_transmit_books as assert_books;
+use rtp_mgr_kernel_tests::random::Random;
 use rtp_mgr_kernel_tests::transmit::{
     Writer, arrivals, clock_ns, collect, numbered, receiver, request, sender, set_option,
 };
@@ -19,30 +21,6 @@ use rtp_mgr_ring::abi::{self, Descriptor, PAGE, StreamCounters, feature, flag, i
 const LIMIT: Duration = Duration::from_secs(20);
 /// Longest time without a packet that is still to come.
 const SILENCE: Duration = Duration::from_secs(5);
-
-fn assert_books(counters: &StreamCounters) {
-    assert_eq!(
-        counters.committed,
-        counters.sent + counters.send_failed + counters.pending,
-        "{counters:?}"
-    );
-}
-
-/// xorshift64*: what it gives must differ, not be unpredictable.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
 
 /// Packets in runs of equal length, as media has them, with shorter and single ones between.
 fn mixed(count: u64) -> Vec<Vec<u8>> {

@@ -11,6 +11,8 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rtp_mgr_kernel_tests::books::assert_receive_books as assert_books;
+use rtp_mgr_kernel_tests::random::Random;
 use rtp_mgr_kernel_tests::{Device, Item, Reader, errno};
 use rtp_mgr_ring::abi::{self, StreamCounters, flag, ioctl};
 use rtp_mgr_ring::header::{self, Kind};
@@ -18,21 +20,6 @@ use rtp_mgr_ring::header::{self, Kind};
 const LIMIT: Duration = Duration::from_secs(30);
 const MS: u64 = 1_000_000;
 const SSRC: u32 = 0x1234_5678;
-
-fn assert_books(counters: &StreamCounters) {
-    assert_eq!(
-        counters.received,
-        counters.published
-            + counters.dropped_ring_full
-            + counters.dropped_oversize
-            + counters.dropped_invalid
-            + counters.dropped_filtered
-            + counters.duplicate
-            + counters.late
-            + counters.staged,
-        "{counters:?}"
-    );
-}
 
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + LIMIT;
@@ -207,7 +194,7 @@ fn packets_arrive_in_order_with_their_bytes_times_and_addresses() {
     let mut reader = running(ioctl::Create::default(), &socket);
     let from = sender(&socket);
     let before = tai_ns();
-    (0..500).for_each(|sequence| drop(from.send(&rtp(sequence)).unwrap()));
+    (0..500).for_each(|sequence| assert!(from.send(&rtp(sequence)).is_ok()));
     let items = reader.collect(500, LIMIT);
     let after = tai_ns();
     for (number, item) in (0..).zip(&items) {
@@ -313,7 +300,7 @@ fn what_the_sockets_filter_refuses_or_cuts_is_refused_and_cut_for_the_ring() {
     let mut reader = running(ioctl::Create::default(), &adopted);
     for to in [&plain, &adopted] {
         let from = sender(to);
-        (0..200).for_each(|sequence| drop(from.send(&rtp(sequence)).unwrap()));
+        (0..200).for_each(|sequence| assert!(from.send(&rtp(sequence)).is_ok()));
     }
     let expected = drain(&plain);
     assert_eq!(expected.len(), 100, "the filter works");
@@ -572,7 +559,7 @@ fn send_trains(from: &UdpSocket, segmented: bool) {
             option(from, libc::SOL_UDP, libc::UDP_SEGMENT, &(len as i32)).unwrap();
             from.send(&packets.concat()).unwrap();
         } else {
-            packets.iter().for_each(|packet| drop(from.send(packet).unwrap()));
+            packets.iter().for_each(|packet| assert!(from.send(packet).is_ok()));
         }
     }
 }
@@ -669,7 +656,7 @@ fn a_full_ring_and_filters_are_counted_and_the_socket_gets_none_of_it() {
     let socket = local();
     let from = sender(&socket);
     let mut reader = running(ioctl::Create { ring_order: 4, ..Default::default() }, &socket);
-    (0..40).for_each(|sequence| drop(from.send(&rtp(sequence)).unwrap()));
+    (0..40).for_each(|sequence| assert!(from.send(&rtp(sequence)).is_ok()));
     until("all", || reader.counters().received == 40);
     assert_eq!(sequences(&reader.take().0), (0..16).collect::<Vec<_>>());
     from.send(&rtp(40)).unwrap();
@@ -712,7 +699,7 @@ fn more_sources_than_the_table_has_room_for_are_delivered_all_the_same() {
     let socket = local();
     let from = sender(&socket);
     let mut reader = running(ioctl::Create { sources: 4, ..Default::default() }, &socket);
-    (0..50).for_each(|ssrc| drop(from.send(&rtp_of(ssrc, 1, 20)).unwrap()));
+    (0..50).for_each(|ssrc| assert!(from.send(&rtp_of(ssrc, 1, 20)).is_ok()));
     let items = reader.collect(50, LIMIT);
     assert_eq!(items[4].descriptor.source, abi::SOURCE_NONE);
     let counters = reader.counters();
@@ -822,18 +809,6 @@ fn stopping_publishes_what_is_staged() {
     assert_eq!((counters.received, counters.expected, counters.lost), (0, 0, 0));
 }
 
-/// Pseudo-random numbers (xorshift64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-}
-
 #[test]
 fn two_legs_with_loss_give_everything_that_either_has_once_and_in_order() {
     const COUNT: u16 = 6_000;
@@ -851,14 +826,14 @@ fn two_legs_with_loss_give_everything_that_either_has_once_and_in_order() {
     let mut late: Vec<u16> = Vec::new();
     for sequence in 0..COUNT {
         let edge = sequence == 0 || sequence == COUNT - 1;
-        if edge || random.next() % 10 != 0 {
+        if edge || random.below(10) != 0 {
             from[0].send(&rtp(sequence)).unwrap();
             carried[0].insert(sequence);
         }
         late.push(sequence);
         if late.len() > 5 || sequence == COUNT - 1 {
             for sequence in late.drain(..) {
-                if sequence == 0 || random.next() % 10 != 0 {
+                if sequence == 0 || random.below(10) != 0 {
                     from[1].send(&rtp(sequence)).unwrap();
                     carried[1].insert(sequence);
                 }
@@ -988,7 +963,7 @@ fn the_jitter_has_the_clock_rate_that_was_set() {
     assert_eq!(errno(device.set(ioctl::SETTING_CLOCK_RATE, 96 << 32 | 1)), libc::EBUSY);
     let reader = Reader::attach(&device, ioctl::READER_LOSSY).unwrap();
     let from = sender(&socket);
-    (0..50).for_each(|sequence| drop(from.send(&rtp(sequence)).unwrap()));
+    (0..50).for_each(|sequence| assert!(from.send(&rtp(sequence)).is_ok()));
     until("all", || reader.counters().received == 50);
     let source = reader.source(0);
     assert_eq!(source.ssrc_clock_rate >> 32, 48_000);
@@ -1006,7 +981,7 @@ fn a_namespace_that_goes_away_under_a_running_stream_is_harmless() {
         reader.device.add_leg(&socket, 0).unwrap();
         reader.device.plain(ioctl::START).unwrap();
         let from = sender(&socket);
-        (0..10).for_each(|sequence| drop(from.send(&rtp(sequence)).unwrap()));
+        (0..10).for_each(|sequence| assert!(from.send(&rtp(sequence)).is_ok()));
         // SAFETY: Ends without anything of the test harness.
         unsafe { libc::_exit(0) };
     }

@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::handshake::{Answer, Hello, ask, receive_answer, understand};
 use crate::kernel;
 use crate::kernel::wake::AttachedWake;
+use crate::leg::Leg;
 use crate::reader::{Access, Batch, Copies, RingReader, Wake};
 use crate::runtime_dir;
 use crate::shm::{ControlPage, Region, Use};
@@ -50,6 +51,28 @@ pub struct StreamInfo {
     pub legs: Vec<String>,
     /// Attached readers may be reliable.
     pub allow_reliable: bool,
+}
+
+impl StreamInfo {
+    /// What others are told of a stream that this process owns.
+    pub(crate) fn of(
+        region: &Region,
+        name: Option<&String>,
+        legs: &[Leg],
+        allow_reliable: bool,
+    ) -> Self {
+        let header = region.layout().header();
+        Self {
+            id: StreamId(header.stream_id),
+            name: name.cloned(),
+            engine: EngineKind::of(header.engine),
+            direction: Direction::of(header.direction),
+            owner_pid: header.owner_pid,
+            owner_uid: header.owner_uid,
+            legs: legs.iter().map(ToString::to_string).collect(),
+            allow_reliable,
+        }
+    }
 }
 
 /// The streams of this user (of all users, for root) that run on this machine, by number. Of the

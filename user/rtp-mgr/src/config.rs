@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use rtp_mgr_ring::abi::{
-    LEGS_MAX, PACKET_LEN_MAX, RING_ORDER_DEFAULT, RING_ORDER_MAX, RING_ORDER_MIN,
+    ENGINE_KERNEL, LEGS_MAX, PACKET_LEN_MAX, RING_ORDER_DEFAULT, RING_ORDER_MAX, RING_ORDER_MIN,
     SLOT_STRIDE_DEFAULT, SLOT_STRIDE_MAX, SLOT_STRIDE_MIN, SOURCES_DEFAULT, SOURCES_MAX,
 };
 
@@ -34,6 +34,16 @@ pub enum EngineKind {
     User,
     /// The kernel module.
     Kernel,
+}
+
+impl EngineKind {
+    /// As the ABI names it.
+    pub(crate) fn of(engine: u32) -> Self {
+        match engine {
+            ENGINE_KERNEL => Self::Kernel,
+            _ => Self::User,
+        }
+    }
 }
 
 impl std::fmt::Display for EngineKind {

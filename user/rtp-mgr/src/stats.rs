@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rtp_mgr_ring::abi::{
-    DIRECTION_RECEIVE, DIRECTION_TRANSMIT, ENGINE_KERNEL, LegFigures, READERS_MAX, ReaderStatus,
-    SourceFigures, StreamCounters, feature, status,
+    DIRECTION_RECEIVE, DIRECTION_TRANSMIT, LegFigures, READERS_MAX, ReaderStatus, SourceFigures,
+    StreamCounters, feature, status,
 };
 use rtp_mgr_ring::view::Block;
 
@@ -126,10 +126,7 @@ impl Stats {
         let word = |offset| region.status_word(offset).load();
         StreamSnapshot {
             id: self.id(),
-            engine: match header.engine {
-                ENGINE_KERNEL => EngineKind::Kernel,
-                _ => EngineKind::User,
-            },
+            engine: EngineKind::of(header.engine),
             direction: Direction::of(header.direction),
             state,
             ordered: header.features & feature::ORDERED != 0,

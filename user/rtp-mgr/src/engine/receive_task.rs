@@ -31,7 +31,7 @@ use super::worker::{NEVER, Registration, Task, new_event, signal};
 use super::{ReceiveEngine, new_id, open_door};
 use crate::attach::StreamInfo;
 use crate::clock::monotonic_ns;
-use crate::config::{self, EngineKind, ReceiveConfig, SimConfig, nanos};
+use crate::config::{self, ReceiveConfig, SimConfig, nanos};
 use crate::context::Context;
 use crate::error::{Error, Warning};
 use crate::handshake;
@@ -43,7 +43,7 @@ use crate::reader::Reader;
 use crate::shm::{ControlPage, Region};
 use crate::side_channel::{SideChannel, SidePacket};
 use crate::socket::{ReceiveOptions, ReceiveSocket, SocketWarning, buffer_for};
-use crate::stats::{Direction, State, StreamId};
+use crate::stats::{Direction, State};
 
 /// How much of the expected rate the socket buffer holds while the engine is kept from running.
 const SOCKET_HOLD: Duration = Duration::from_millis(200);
@@ -193,7 +193,8 @@ impl ReceiveTask {
             let simulator = Simulator::new(sim, region.slot_memory(), monotonic_ns());
             stream.simulate(simulator, slot_count, config.start);
         }
-        let info = info(config, &region);
+        let info =
+            StreamInfo::of(&region, config.publish.as_ref(), &config.legs, config.allow_reliable);
         let server = open_door(&info, config.announce, &mut warnings)?;
         let serving =
             Mutex::new(Serving { stream: Some(stream), ended: None, registration: None, server });
@@ -416,21 +417,6 @@ impl Host for Guests<'_> {
 
     fn detach(&mut self, reader: usize) {
         self.stream.remove_reader(reader);
-    }
-}
-
-/// What others are told of the stream.
-fn info(config: &ReceiveConfig, region: &Region) -> StreamInfo {
-    let header = region.layout().header();
-    StreamInfo {
-        id: StreamId(header.stream_id),
-        name: config.publish.clone(),
-        engine: EngineKind::User,
-        direction: Direction::Receive,
-        owner_pid: header.owner_pid,
-        owner_uid: header.owner_uid,
-        legs: config.legs.iter().map(ToString::to_string).collect(),
-        allow_reliable: config.allow_reliable,
     }
 }
 

@@ -20,7 +20,7 @@ use super::transmit::{LegSockets, Parts, TransmitStream};
 use super::worker::{NEVER, Registration, Task, drain, new_event, signal};
 use super::{TransmitEngine, new_id, open_door};
 use crate::attach::StreamInfo;
-use crate::config::{EngineKind, Mode, TransmitConfig};
+use crate::config::{Mode, TransmitConfig};
 use crate::context::Context;
 use crate::error::{Error, Warning};
 use crate::handshake;
@@ -29,7 +29,7 @@ use crate::leg::Leg;
 use crate::publish::{Files, Host, Server};
 use crate::shm::{ControlPage, Region};
 use crate::socket::{TransmitOptions, TransmitSocket};
-use crate::stats::{Direction, State, StreamId};
+use crate::stats::{Direction, State};
 
 /// Tags of the files: the writer's kick, and the legs from here on.
 const TAG_KICK: u16 = 0;
@@ -92,7 +92,7 @@ impl TransmitTask {
             event: event.clone(),
             report: config.rtcp.then_some((config.clock_rate, cname)),
         });
-        let info = info(config, &region);
+        let info = StreamInfo::of(&region, config.publish.as_ref(), &config.legs, false);
         let server = open_door(&info, config.announce, &mut warnings)?;
         let serving = Mutex::new(Serving {
             stream: Some(stream),
@@ -252,21 +252,6 @@ impl Host for Guests<'_> {
     }
 
     fn detach(&mut self, _: usize) {}
-}
-
-/// What others are told of the stream.
-fn info(config: &TransmitConfig, region: &Region) -> StreamInfo {
-    let header = region.layout().header();
-    StreamInfo {
-        id: StreamId(header.stream_id),
-        name: config.publish.clone(),
-        engine: EngineKind::User,
-        direction: Direction::Transmit,
-        owner_pid: header.owner_pid,
-        owner_uid: header.owner_uid,
-        legs: config.legs.iter().map(ToString::to_string).collect(),
-        allow_reliable: false,
-    }
 }
 
 /// Opens the sockets of a stream's legs.

@@ -17,7 +17,7 @@ use super::refused;
 use super::wake::DeviceWake;
 use crate::attach::StreamInfo;
 use crate::clock::{self, Clock};
-use crate::config::{EngineKind, Framing, Mode, ReceiveConfig, SimConfig, nanos};
+use crate::config::{Framing, Mode, ReceiveConfig, SimConfig, nanos};
 use crate::context::Context;
 use crate::device::Device;
 use crate::engine::receive::{LegSockets, address_bytes};
@@ -33,7 +33,6 @@ use crate::rtcp::Compound;
 use crate::shm::{ControlPage, Region, Use, Window};
 use crate::side_channel::{SideChannel, SidePacket};
 use crate::socket::ReceiveSocket;
-use crate::stats::{Direction, StreamId};
 
 /// Datagrams taken from a socket at a time.
 const MESSAGES_MAX: usize = 64;
@@ -96,7 +95,8 @@ impl KernelReceive {
         hand_over(&device, &legs, config)?;
         let damaged = |reason| Error::Layout { name: "(new)".into(), reason };
         let region = Arc::new(Region::of_device(&device, Use::Owner).map_err(damaged)?);
-        let info = info(config, &region);
+        let info =
+            StreamInfo::of(&region, config.publish.as_ref(), &config.legs, config.allow_reliable);
         let server = open_door(&info, config.announce, &mut warnings)?;
         let sockets = Some(Sockets::new(legs));
         let task = Arc::new(Self {
@@ -487,19 +487,4 @@ fn hand_over(device: &Device, legs: &[LegSockets], config: &ReceiveConfig) -> Re
         device.add_leg(request).map_err(refused("hand a socket over"))?;
     }
     Ok(())
-}
-
-/// What others are told of the stream.
-fn info(config: &ReceiveConfig, region: &Region) -> StreamInfo {
-    let header = region.layout().header();
-    StreamInfo {
-        id: StreamId(header.stream_id),
-        name: config.publish.clone(),
-        engine: EngineKind::Kernel,
-        direction: Direction::Receive,
-        owner_pid: header.owner_pid,
-        owner_uid: header.owner_uid,
-        legs: config.legs.iter().map(ToString::to_string).collect(),
-        allow_reliable: config.allow_reliable,
-    }
 }

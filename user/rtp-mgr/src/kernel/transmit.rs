@@ -14,7 +14,7 @@ use super::receive::share;
 use super::refused;
 use crate::attach::StreamInfo;
 use crate::clock;
-use crate::config::{EngineKind, Mode, PacketRate, TransmitConfig};
+use crate::config::{Mode, PacketRate, TransmitConfig};
 use crate::context::Context;
 use crate::device::Device;
 use crate::engine::transmit::{LegSockets, Reports};
@@ -25,7 +25,6 @@ use crate::error::{Error, Warning};
 use crate::handshake;
 use crate::publish::{Files, Host, Server};
 use crate::shm::{ControlPage, Region, Use};
-use crate::stats::{Direction, StreamId};
 
 /// How often it is looked whether a first packet has left.
 const LOOK_NS: u64 = 500_000_000;
@@ -90,7 +89,7 @@ impl KernelTransmit {
         let damaged = |reason| Error::Layout { name: "(new)".into(), reason };
         let region = Arc::new(Region::of_device(&device, Use::Writer).map_err(damaged)?);
         let control = ControlPage::of_device(&device, region.layout()).map_err(damaged)?;
-        let info = info(config, &region);
+        let info = StreamInfo::of(&region, config.publish.as_ref(), &config.legs, false);
         let server = open_door(&info, config.announce, &mut warnings)?;
         let reports = config.rtcp.then(|| Reports::new(config.clock_rate, cname));
         let serving = Mutex::new(Serving { legs, reports, registration: None, server });
@@ -251,21 +250,6 @@ fn setting(rate: PacketRate) -> u64 {
         (packets, seconds) = ((packets + seconds / 2) / seconds, 1);
     }
     packets << 32 | seconds
-}
-
-/// What others are told of the stream.
-fn info(config: &TransmitConfig, region: &Region) -> StreamInfo {
-    let header = region.layout().header();
-    StreamInfo {
-        id: StreamId(header.stream_id),
-        name: config.publish.clone(),
-        engine: EngineKind::Kernel,
-        direction: Direction::Transmit,
-        owner_pid: header.owner_pid,
-        owner_uid: header.owner_uid,
-        legs: config.legs.iter().map(ToString::to_string).collect(),
-        allow_reliable: false,
-    }
 }
 
 #[cfg(test)]
