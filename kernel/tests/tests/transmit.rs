@@ -183,11 +183,11 @@ fn the_writer_sleeps_until_there_is_the_room_it_wants() {
     assert_eq!(writer.tail(), 16);
     // A wake-up is counted after the figures of its round were published: in those of the next.
     let deadline = Instant::now() + LIMIT;
-    while writer.counters().wakeups == 0 {
+    while writer.counters().wakeups < 2 {
         assert!(Instant::now() < deadline, "nobody was woken");
         writer.device.plain(ioctl::KICK).unwrap();
     }
-    assert!(writer.counters().wakeups <= 2, "at most once for each wait");
+    assert!(writer.counters().wakeups <= 3, "at most once for each of positions 0, 8 and 16");
     let ready = writer.device.poll_for(libc::POLLOUT, Duration::ZERO).unwrap();
     assert_eq!(ready & libc::POLLOUT, libc::POLLOUT);
 }
