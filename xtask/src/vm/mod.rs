@@ -63,6 +63,10 @@ pub struct VmArgs {
     /// Suite that the kernel is from, such as testing; without it, the first that has it
     #[arg(long, value_name = "SUITE")]
     suite: Option<String>,
+    /// Emulate each CPU by a thread of its own, without KVM: they really run at once, but now and then the
+    /// emulator runs a CPU into code that another is patching ("Oops: int3")
+    #[arg(long)]
+    parallel: bool,
     #[command(subcommand)]
     task: Task,
 }
@@ -129,7 +133,7 @@ pub fn run(project: &Project, arguments: &VmArgs) -> Result<ExitCode> {
         Task::Clippy => build::clippy(&cache, &kernel, &project.root)?,
         Task::Run { options, timeout, icount, command } => {
             let guest = Guest::new(&cache, &kernel, project)?.with(&options.file);
-            let settings = options.settings(*timeout, *icount);
+            let settings = options.settings(*timeout, *icount).parallel(arguments.parallel);
             if let Err(error) = machine::run(&cache, &kernel, &guest, command, settings) {
                 let Some(Failed(status)) = error.downcast_ref() else { return Err(error) };
                 return Ok(ExitCode::from(*status));
@@ -137,14 +141,16 @@ pub fn run(project: &Project, arguments: &VmArgs) -> Result<ExitCode> {
         }
         Task::Shell { options } => {
             let guest = Guest::new(&cache, &kernel, project)?.with(&options.file);
-            machine::shell(&cache, &kernel, &guest, options.settings(0, false))?;
+            let settings = options.settings(0, false).parallel(arguments.parallel);
+            machine::shell(&cache, &kernel, &guest, settings)?;
         }
-        Task::Test { timeout, arguments } => {
+        Task::Test { timeout, arguments: words } => {
             let mut guest = Guest::new(&cache, &kernel, project)?;
             for test in &mut guest.tests {
-                test.choose(arguments);
+                test.choose(words);
             }
-            machine::test(&cache, &kernel, &guest, Settings::tests(*timeout))?;
+            let settings = Settings::tests(*timeout).parallel(arguments.parallel);
+            machine::test(&cache, &kernel, &guest, settings)?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -155,6 +161,7 @@ impl RunOptions {
         Settings {
             timeout: Duration::from_secs(timeout_s),
             icount,
+            parallel: false,
             append: self.append.clone(),
             load: !self.no_module,
         }
@@ -164,7 +171,11 @@ impl RunOptions {
 impl Settings {
     fn tests(timeout_s: u64) -> Self {
         let timeout = Duration::from_secs(timeout_s);
-        Self { timeout, icount: false, append: Vec::new(), load: true }
+        Self { timeout, icount: false, parallel: false, append: Vec::new(), load: true }
+    }
+
+    fn parallel(self, parallel: bool) -> Self {
+        Self { parallel, ..self }
     }
 }
 
