@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::fmt::{self, Write as _};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write as _};
+use std::panic;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -21,7 +22,7 @@ use super::initramfs::Archive;
 use super::prepare::which;
 use super::results::Tally;
 use super::suite::Kernel;
-use super::{Guest, furniture};
+use super::{Guest, Test, furniture};
 
 const TRIAL: Duration = Duration::from_secs(30);
 const MEMORY: &str = "1G";
@@ -123,24 +124,45 @@ pub fn run(
     settings: Settings,
 ) -> Result<()> {
     let words: Vec<_> = command.iter().map(|word| quote(&word.to_string_lossy())).collect();
-    execute(cache, kernel, guest, &words.join(" "), settings, &mut |_| {})
+    let accelerator = accelerator(cache, kernel)?;
+    let boot = Boot::new(cache, kernel, Some(guest), &words.join(" "), settings)?;
+    boot.execute(accelerator, &mut |line| println!("{line}"))
 }
 
-/// Every test program, one after the other, each with its own result lines; then the count of them all.
+/// Every test program, each with its own result lines; then the count of them all. They run one after the
+/// other, but in two machines at once: the module's own tests, and those of others that use it.
 ///
 /// # Errors
 /// A test failed, a program ended without the results that it announced, nothing ran, or the kernel's
 /// log has warnings.
 pub fn test(cache: &Cache, kernel: &Kernel, guest: &Guest, settings: Settings) -> Result<Tally> {
-    let mut script = String::from("failed=0\n");
-    for test in &guest.tests {
-        writeln!(script, "echo; echo \"== {}\"", test.program)?;
-        let words: Vec<_> = test.arguments.iter().map(|word| quote(word)).collect();
-        writeln!(script, "{} {} || failed=1", test.program, words.join(" "))?;
-    }
-    script.push_str("(exit $failed)");
+    let accelerator = accelerator(cache, kernel)?;
+    let (own, others): (Vec<_>, Vec<_>) = guest.tests.iter().partition(|test| test.libtest);
+    let boot = |tests: &[&Test]| {
+        let script = test_script(tests)?;
+        Boot::new(cache, kernel, Some(guest), &script, settings.clone())
+    };
+    let (own, others) = (boot(&own)?, boot(&others)?);
     let mut tally = Tally::default();
-    let ended = execute(cache, kernel, guest, &script, settings, &mut |line| tally.line(line));
+    let ended = thread::scope(|scope| {
+        let second = scope.spawn(|| {
+            let mut lines = Vec::new();
+            let ended = others.execute(accelerator, &mut |line| lines.push(line.to_owned()));
+            (lines, ended)
+        });
+        let mut hear = |line: &str| {
+            println!("{line}");
+            tally.line(line);
+        };
+        let first = own.execute(accelerator, &mut hear);
+        let (lines, second) = second.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
+        lines.iter().for_each(|line| hear(line));
+        // A failed test is the lesser of two evils.
+        match (first, second) {
+            (Err(first), Err(second)) if first.is::<Failed>() => Err(second),
+            (first, second) => first.and(second),
+        }
+    });
     println!("\nin the virtual machine: {tally}");
     for (name, reason) in &tally.not_run {
         println!("not run: {name}: {reason}");
@@ -155,46 +177,16 @@ pub fn test(cache: &Cache, kernel: &Kernel, guest: &Guest, settings: Settings) -
     Ok(tally)
 }
 
-fn execute(
-    cache: &Cache,
-    kernel: &Kernel,
-    guest: &Guest,
-    script: &str,
-    settings: Settings,
-    hear: &mut dyn FnMut(&str),
-) -> Result<()> {
-    let accelerator = accelerator(cache, kernel)?;
-    let boot = Boot::new(cache, kernel, Some(guest), script, settings)?;
-    let mut print = |line: &str| {
-        println!("{line}");
-        hear(line);
-    };
-    let mut ended = boot.watch(accelerator, &mut print);
-    // With a thread for each CPU the stock kernel crashes now and then (about one boot in sixty on a busy
-    // machine) with "Oops: int3": the emulator lets one CPU run into code that the other is patching.
-    // Seen before anything of ours had run, and with code in place that was whole again.
-    for _ in 1..BOOTS_MAX {
-        let Some(reason) = ended.as_ref().err().and_then(|error| error.downcast_ref::<NotBooted>())
-        else {
-            break;
-        };
-        eprintln!("{reason}\nnothing of ours had run: booting again");
-        ended = boot.watch(accelerator, &mut print);
+/// What the machine's shell does to run them.
+fn test_script(tests: &[&Test]) -> Result<String> {
+    let mut script = String::from("failed=0\n");
+    for test in tests {
+        writeln!(script, "echo; echo \"== {}\"", test.program)?;
+        let words: Vec<_> = test.arguments.iter().map(|word| quote(word)).collect();
+        writeln!(script, "{} {} || failed=1", test.program, words.join(" "))?;
     }
-    let ended = ended?;
-    let complaints = complaints(&ended.boot_log, &ended.log);
-    if !complaints.is_empty() {
-        bail!(
-            "the kernel log has warnings:\n{}\nthe log since the command began:\n{}",
-            complaints.join("\n"),
-            ended.log.join("\n")
-        );
-    }
-    match ended.status {
-        Some(0) => Ok(()),
-        Some(status) => Err(Failed(u8::try_from(status).unwrap_or(u8::MAX)).into()),
-        None => bail!("the virtual machine stopped without saying how the command ended"),
-    }
+    script.push_str("(exit $failed)");
+    Ok(script)
 }
 
 /// A shell on this terminal.
@@ -237,6 +229,37 @@ struct Ended {
 }
 
 impl Boot {
+    /// Boots, gives the command's output to `print`, and judges exit status and kernel log.
+    fn execute(&self, accelerator: Accelerator, print: &mut dyn FnMut(&str)) -> Result<()> {
+        let mut ended = self.watch(accelerator, print);
+        // With a thread for each CPU the stock kernel crashes now and then (about one boot in sixty on a
+        // busy machine) with "Oops: int3": the emulator lets one CPU run into code that the other is
+        // patching. Seen before anything of ours had run, and with code in place that was whole again.
+        for _ in 1..BOOTS_MAX {
+            let Some(reason) =
+                ended.as_ref().err().and_then(|error| error.downcast_ref::<NotBooted>())
+            else {
+                break;
+            };
+            eprintln!("{reason}\nnothing of ours had run: booting again");
+            ended = self.watch(accelerator, print);
+        }
+        let ended = ended?;
+        let complaints = complaints(&ended.boot_log, &ended.log);
+        if !complaints.is_empty() {
+            bail!(
+                "the kernel log has warnings:\n{}\nthe log since the command began:\n{}",
+                complaints.join("\n"),
+                ended.log.join("\n")
+            );
+        }
+        match ended.status {
+            Some(0) => Ok(()),
+            Some(status) => Err(Failed(u8::try_from(status).unwrap_or(u8::MAX)).into()),
+            None => bail!("the virtual machine stopped without saying how the command ended"),
+        }
+    }
+
     fn new(
         cache: &Cache,
         kernel: &Kernel,
