@@ -24,6 +24,8 @@ pub const CONSUMER: &str = "c_consumer";
 pub const SCRIPTS_TEST: &str = "scripts.sh";
 /// The name of what runs the conformance suite on the kernel engine.
 const CONFORMANCE: &str = "conformance.sh";
+/// The name of the test of streams between network namespaces.
+const NETWORK: &str = "network.sh";
 const SCRIPTS: [&str; 2] = ["scripts/load.sh", "scripts/unload.sh"];
 const CHECKOUT: &str = "/root/rtp_mgr";
 
@@ -70,7 +72,7 @@ pub fn scripts(project: &Project, module: &Path) -> Files {
     let mut files: Files =
         SCRIPTS.iter().map(|&script| (place(script), project.root.join(script))).collect();
     files.push((place("kernel/rtp_mgr.ko"), module.to_owned()));
-    for test in [SCRIPTS_TEST, CONFORMANCE] {
+    for test in [SCRIPTS_TEST, CONFORMANCE, NETWORK] {
         files.push((format!("bin/{test}"), project.root.join("kernel/tests").join(test)));
     }
     files
@@ -163,8 +165,8 @@ fn make(cache: &Cache, kernel: &Kernel, place: &Place, more: &[&str]) -> Result<
 type Files = Vec<(String, PathBuf)>;
 
 /// Programs of the machine that are no test programs of cargo's but have tests, and how they are called.
-const SUITES: [(&str, &[&str]); 3] =
-    [(CONSUMER, &[]), (SCRIPTS_TEST, &[CHECKOUT]), (CONFORMANCE, &[])];
+const SUITES: [(&str, &[&str]); 4] =
+    [(CONSUMER, &[]), (SCRIPTS_TEST, &[CHECKOUT]), (NETWORK, &[]), (CONFORMANCE, &[])];
 
 /// The programs, linked statically, and the tests among them in the order in which they run.
 pub fn programs(project: &Project) -> Result<(Files, Vec<Test>)> {
