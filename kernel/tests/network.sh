@@ -71,7 +71,7 @@ receive() {
 	done
 }
 
-# transmit ENGINE LEG...: sends the sound from `near`.
+# transmit ENGINE LEG...: sends the sound from `near`; how that ended is in tx.status.
 transmit() {
 	by=$1
 	shift
@@ -79,6 +79,7 @@ transmit() {
 	for leg in "$@"; do legs="$legs --leg 10.1.$leg.2:5004"; done
 	# shellcheck disable=SC2086 # Words.
 	ip netns exec near rtp_app tx --engine "$by" --input - --format L24/48000/2 $legs <sound >tx.err 2>&1
+	echo $? >tx.status
 }
 
 # same NAME [FIGURE...]: everything arrived, bit for bit and in order, and these figures are not 0.
@@ -87,9 +88,10 @@ same() {
 	shift
 	wait "$receiver"
 	status=$?
+	[ "$(cat tx.status)" = 0 ] || status=1
 	cmp out sound >>rx.err 2>&1 || status=1
 	[ "$(figure lost)" = 0 ] || status=1
-	for wanted in "$@"; do [ "$(figure "$wanted")" != 0 ] || status=1; done
+	for wanted in "$@"; do [ "$(figure "$wanted")" -gt 0 ] || status=1; done
 	result "$name" $status
 }
 
@@ -147,6 +149,7 @@ for engine in kernel user; do
 	transmit kernel 1
 	wait "$receiver"
 	status=$?
+	[ "$(cat tx.status)" = 0 ] || status=1
 	lost=$(figure lost)
 	[ "$lost" -gt 0 ] && [ $((lost + $(figure packets))) = "$(figure expected)" ] || status=1
 	result "lost_packets_are_counted_$engine" $status
