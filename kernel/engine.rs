@@ -506,6 +506,11 @@ impl Engine {
         now_ns.saturating_add(TRAIN_NS)
     }
 
+    /// Whether something was placed and waits for the rest of its train to be published.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.pending
+    }
+
     /// Publishes what was placed, figures first: they are never behind what a reader has. Wakes whom it
     /// concerns. Returns when [`service`](Self::service) is due.
     pub(crate) fn conclude(

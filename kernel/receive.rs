@@ -14,7 +14,7 @@ use kernel::sync::{new_mutex, Arc, Mutex};
 
 use crate::compat::EOPNOTSUPP;
 use crate::engine::{Datagram, Engine, Outcome};
-use crate::primitives::{monotonic_ns, BhLock, Timer, TimerOwner};
+use crate::primitives::{monotonic_ns, BhGuard, BhLock, Timer, TimerOwner};
 use crate::ring::abi::{self, status, StreamCounters, LEGS_MAX};
 use crate::ring::header::Kind;
 use crate::ring::producer::Mode;
@@ -57,6 +57,18 @@ impl Receive {
         if let Some(due_ns) = engine.alarm(due_ns) {
             self.timer.start(due_ns);
         }
+    }
+
+    /// The engine's lock, with nothing placed that is not published: between the packets of a train the
+    /// books would not balance.
+    fn settled(&self) -> BhGuard<'_, Engine> {
+        let mut engine = self.engine.lock();
+        if engine.is_pending() {
+            let memory = &self.shared.memory;
+            let due_ns = engine.conclude(memory, &self.shared.waits, monotonic_ns());
+            self.arm(&mut engine, due_ns);
+        }
+        engine
     }
 
     /// Adopts the socket with number `fd` as a leg, taking only packets from `source` if that is given.
@@ -205,22 +217,22 @@ impl Receive {
 
     /// A new reader, beginning at the next position. Returns its place and that position.
     pub(crate) fn add_reader(&self, mode: Mode, demotable: bool) -> Result<(usize, u64)> {
-        self.engine.lock().add_reader(&self.shared.memory, mode, demotable)
+        self.settled().add_reader(&self.shared.memory, mode, demotable)
     }
 
     /// Forgets a reader.
     pub(crate) fn remove_reader(&self, reader: usize) {
-        self.engine.lock().remove_reader(&self.shared.memory, reader);
+        self.settled().remove_reader(&self.shared.memory, reader);
     }
 
     /// The counters now.
     pub(crate) fn counters(&self) -> StreamCounters {
-        self.engine.lock().counters(&self.shared.memory)
+        self.settled().counters(&self.shared.memory)
     }
 
     /// Counters back to zero.
     pub(crate) fn reset_counters(&self) -> Result {
-        self.engine.lock().reset_counters(&self.shared.memory)
+        self.settled().reset_counters(&self.shared.memory)
     }
 
     /// Changes how long an attached reliable reader may hold the ring full.
@@ -263,6 +275,9 @@ fn release(legs: &mut [Option<Leg>]) {
     }
     if wait {
         grace_period();
+    }
+    for leg in legs.iter_mut().flatten() {
+        leg.forget();
     }
 }
 

@@ -177,10 +177,11 @@ int rtp_mgr_udp_adopt(struct sock *sk, void *port)
 }
 
 /*
- * Gives the socket back, what of it is still ours: user space may have set UDP_ENCAP meanwhile. Packets
- * may be on their way to `port` until an RCU grace period has passed. Inline functions and macros.
+ * Gives the socket its packets back, as far as it is still ours: user space may have set UDP_ENCAP meanwhile.
+ * Packets may be on their way until an RCU grace period has passed: rtp_mgr_udp_forget() follows. Inline
+ * functions and macros.
  */
-void rtp_mgr_udp_release(struct sock *sk, void *port)
+void rtp_mgr_udp_release(struct sock *sk)
 {
 	struct udp_sock *up = udp_sk(sk);
 
@@ -190,6 +191,13 @@ void rtp_mgr_udp_release(struct sock *sk, void *port)
 			WRITE_ONCE(up->encap_type, 0);
 		WRITE_ONCE(up->encap_rcv, NULL);
 	}
+	release_sock(sk);
+}
+
+/* Then the pointer: until it is gone nobody else takes the socket. Macros. */
+void rtp_mgr_udp_forget(struct sock *sk, void *port)
+{
+	lock_sock(sk);
 	if (rcu_dereference_protected(__sk_user_data(sk), lockdep_sock_is_held(sk)) == port)
 		rcu_assign_sk_user_data(sk, NULL);
 	release_sock(sk);

@@ -43,7 +43,8 @@ struct rtp_mgr_arrival {
 
 int rtp_mgr_udp_check(struct sock *sk);
 int rtp_mgr_udp_adopt(struct sock *sk, void *port);
-void rtp_mgr_udp_release(struct sock *sk, void *port);
+void rtp_mgr_udp_release(struct sock *sk);
+void rtp_mgr_udp_forget(struct sock *sk, void *port);
 void rtp_mgr_udp_figures(struct sock *sk, u32 *drops, u32 *buffer);
 bool rtp_mgr_udp_accept(struct sock *sk, struct sk_buff *skb, struct rtp_mgr_arrival *arrival);
 

@@ -9,9 +9,10 @@
 //!
 //! # Lifetime
 //!
-//! The socket points to the leg's [`Port`]. [`Leg::release`] takes the pointer away; packets that had
-//! found it by then are through after an RCU grace period, which whoever releases waits for before the
-//! port, or what it points to, goes.
+//! The socket points to the leg's [`Port`]. [`Leg::release`] has it call here no more; packets that were on
+//! their way are through after an RCU grace period, which whoever releases waits for. Only then
+//! [`Leg::forget`] takes the pointer away, so that none of them finds that of the socket's next owner, and
+//! the port, or what it points to, may go.
 
 use core::ptr::NonNull;
 
@@ -62,7 +63,8 @@ mod shim {
             sk: *mut bindings::sock,
             port: *mut c_void,
         ) -> kernel::ffi::c_int;
-        pub(super) fn rtp_mgr_udp_release(sk: *mut bindings::sock, port: *mut c_void);
+        pub(super) fn rtp_mgr_udp_release(sk: *mut bindings::sock);
+        pub(super) fn rtp_mgr_udp_forget(sk: *mut bindings::sock, port: *mut c_void);
         pub(super) fn rtp_mgr_udp_figures(
             sk: *mut bindings::sock,
             drops: *mut u32,
@@ -152,14 +154,22 @@ impl Leg {
     }
 
     /// Makes the socket's packets its own again. Returns whether some may still be on their way here: an
-    /// RCU grace period has to pass before the leg or its stream goes.
+    /// RCU grace period has to pass before [`forget`](Self::forget), and the leg or its stream goes.
     pub(crate) fn release(&mut self) -> bool {
         if !core::mem::take(&mut self.adopted) {
             return false;
         }
-        // SAFETY: The socket is referenced and was adopted with this port.
-        unsafe { shim::rtp_mgr_udp_release(self.sock(), self.port()) };
+        // SAFETY: The socket is referenced and was adopted.
+        unsafe { shim::rtp_mgr_udp_release(self.sock()) };
         true
+    }
+
+    /// Takes the pointer to the port from the socket, if it still has it. No packet is on its way here.
+    pub(crate) fn forget(&mut self) {
+        if !self.adopted {
+            // SAFETY: The socket is referenced; a pointer that is not this port's is left alone.
+            unsafe { shim::rtp_mgr_udp_forget(self.sock(), self.port()) };
+        }
     }
 
     /// The socket, to look at while this lives.
@@ -173,6 +183,7 @@ impl Drop for Leg {
         if self.release() {
             grace_period();
         }
+        self.forget();
         // SAFETY: The reference was taken with the leg; nothing uses the socket any more.
         unsafe {
             shim::net_disable_timestamp();

@@ -589,6 +589,45 @@ fn coalesced_packets_are_the_datagrams_they_are() {
 }
 
 #[test]
+fn the_books_and_new_readers_are_right_while_the_rest_of_a_train_is_waited_for() {
+    let step =
+        |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
+    // What has less than 200 bytes is refused: the last of each train, which would have ended it.
+    let mut code = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_LEN, 0, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, 200),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+    ];
+    let socket = local();
+    attach_filter(&socket, &mut code);
+    let mut reader = running(ioctl::Create::default(), &socket);
+    let from = sender(&socket);
+    option(&from, libc::SOL_UDP, libc::UDP_SEGMENT, &300_i32).unwrap();
+    let mut next = 0;
+    let mut train = || {
+        let mut packets = rtp_of(SSRC, next, 300);
+        packets.extend(rtp_of(SSRC, next.wrapping_add(1), 300));
+        packets.extend(rtp_of(SSRC, next.wrapping_add(2), 100));
+        next = next.wrapping_add(3);
+        assert_eq!(from.send(&packets).unwrap(), packets.len());
+    };
+    for _ in 0..100 {
+        train();
+        assert_books(&reader.device.stats().unwrap().1);
+        train();
+        let late = Reader::attach(&reader.device, ioctl::READER_LOSSY).unwrap();
+        let head = late.ring().head.load_acquire();
+        assert!(late.next() <= head, "begins at {}, published are {head}", late.next());
+        drop(late);
+        train();
+        reader.device.plain(ioctl::RESET_STATS).unwrap();
+        reader.collect(6, LIMIT);
+        assert_books(&reader.device.stats().unwrap().1);
+    }
+}
+
+#[test]
 fn ipv6_and_ipv4_on_a_dual_stack_socket() {
     let socket = bound((Ipv6Addr::UNSPECIFIED, 0).into());
     let port = socket.local_addr().unwrap().port();
