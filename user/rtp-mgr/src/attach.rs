@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rtp_mgr_ring::abi::{ABI_MAJOR, ABI_MINOR, READERS_MAX, ReaderStatus};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{
@@ -321,6 +322,11 @@ impl AsFd for Attached {
 
 /// The file of the kernel engine's device that an owner passed on.
 fn kernel_device(file: OwnedFd) -> Result<Device, String> {
+    // Memory of a file that is none of the module's could shrink under its readers.
+    let kind = rustix::fs::fstat(&file).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    if kind != Ok(FileType::CharacterDevice) {
+        return Err("what its owner passed is no file of the module".into());
+    }
     let device = Device::from(file);
     match device.version() {
         Ok(version) if version.abi_major == ABI_MAJOR => Ok(device),
@@ -465,6 +471,15 @@ mod tests {
             read += stalled.read(LONG).unwrap().unwrap().len() as u64;
         }
         assert_eq!(read, 16);
+    }
+
+    #[test]
+    fn a_file_that_is_no_device_is_not_taken_for_the_modules() {
+        let file = tempfile::tempfile().unwrap();
+        let refused = kernel_device(file.into()).unwrap_err();
+        assert!(refused.contains("no file of the module"), "{refused}");
+        let zero = std::fs::File::open("/dev/zero").unwrap();
+        assert!(kernel_device(zero.into()).unwrap_err().contains("no file of the module"));
     }
 
     #[test]
