@@ -24,6 +24,7 @@ use crate::ring::abi::{
     LEGS_MAX, PAGE,
 };
 use crate::ring::atomic::Word;
+use crate::ring::figures::FigureBlocks;
 use crate::ring::layout;
 use crate::ring::view::{Block, ControlView, DescriptorWords, RingView};
 
@@ -193,30 +194,6 @@ impl Memory {
         self.word(offset)
     }
 
-    /// The stream's counters.
-    pub(crate) fn counters(&self) -> Block<'_> {
-        Block {
-            words: self.region.words(status::COUNTERS, Block::len_words(StreamCounters::WORDS)),
-        }
-    }
-
-    /// The figures of `leg`.
-    pub(crate) fn leg(&self, leg: usize) -> Block<'_> {
-        let leg = leg.min(LEGS_MAX.saturating_sub(1));
-        let offset = status::LEGS.saturating_add(leg.saturating_mul(status::LEGS_STRIDE));
-        Block { words: self.region.words(offset, Block::len_words(LegFigures::WORDS)) }
-    }
-
-    /// The figures of the source at `index`.
-    pub(crate) fn source(&self, index: u16) -> Block<'_> {
-        if u32::from(index) >= self.header.sources_count {
-            return Block { words: &[] };
-        }
-        let offset = status::SOURCES
-            .saturating_add(usize::from(index).saturating_mul(status::SOURCES_STRIDE));
-        Block { words: self.region.words(offset, Block::len_words(SourceFigures::WORDS)) }
-    }
-
     /// What one reader is told.
     pub(crate) fn reader_status(&self, reader: usize) -> Block<'_> {
         let offset =
@@ -329,6 +306,29 @@ impl Memory {
             pages.insert(first.saturating_add(page), area, address)?;
         }
         Ok(())
+    }
+}
+
+impl FigureBlocks for Memory {
+    fn counters(&self) -> Block<'_> {
+        Block {
+            words: self.region.words(status::COUNTERS, Block::len_words(StreamCounters::WORDS)),
+        }
+    }
+
+    fn leg(&self, leg: usize) -> Block<'_> {
+        let leg = leg.min(LEGS_MAX.saturating_sub(1));
+        let offset = status::LEGS.saturating_add(leg.saturating_mul(status::LEGS_STRIDE));
+        Block { words: self.region.words(offset, Block::len_words(LegFigures::WORDS)) }
+    }
+
+    fn source(&self, index: u16) -> Block<'_> {
+        if u32::from(index) >= self.header.sources_count {
+            return Block { words: &[] };
+        }
+        let offset = status::SOURCES
+            .saturating_add(usize::from(index).saturating_mul(status::SOURCES_STRIDE));
+        Block { words: self.region.words(offset, Block::len_words(SourceFigures::WORDS)) }
     }
 }
 
