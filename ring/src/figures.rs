@@ -42,7 +42,7 @@ const fn word(offset: usize) -> usize {
 
 macro_rules! update {
     ($block:expr, $type:ident { $($field:ident: $value:expr,)* }) => {
-        $block.update([$((word(offset_of!($type, $field)), $value),)*])
+        $block.update::<{ $type::WORDS }, _>([$((word(offset_of!($type, $field)), $value),)*])
     };
 }
 

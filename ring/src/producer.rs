@@ -116,6 +116,19 @@ const NOBODY: Reader = Reader {
     wakeups: 0,
 };
 
+/// The first of positions that are less than half the circle apart.
+fn slowest(tails: impl Iterator<Item = u64>) -> Option<u64> {
+    tails.reduce(
+        |slowest, tail| {
+            if tail.wrapping_sub(slowest) as i64 >= 0 {
+                slowest
+            } else {
+                tail
+            }
+        },
+    )
+}
+
 /// A reader's bit.
 fn bit(at: usize) -> u32 {
     1_u32.wrapping_shl(at as u32)
@@ -129,12 +142,14 @@ pub struct Readers {
     end: usize,
     /// Bit for each whose status is to be published again.
     changed: u32,
+    /// The tail of the slowest, or before it: see [`refresh`](Self::refresh).
+    slowest: Option<u64>,
 }
 
 impl Readers {
     /// No readers.
     pub const fn new() -> Self {
-        Self { readers: [NOBODY; READERS_MAX], end: 0, changed: 0 }
+        Self { readers: [NOBODY; READERS_MAX], end: 0, changed: 0, slowest: None }
     }
 
     /// Adds a reader that begins at `start`. `demotable`: a reliable one that stalls for too long is
@@ -212,7 +227,21 @@ impl Readers {
         if tail.wrapping_sub(reader.tail) as i64 > 0 {
             reader.tail = tail;
             reader.stalled_ns = now_ns;
+            reader.full = false;
         }
+    }
+
+    /// Learns who is the slowest. Comes after [`add`](Self::add), [`remove`](Self::remove) and
+    /// [`observe_tail`](Self::observe_tail).
+    pub fn refresh(&mut self) {
+        self.slowest = slowest(self.active().map(|reader| reader.tail));
+    }
+
+    /// Whether a reader keeps the ring full, or was overrun: whether [`lap`](Self::lap) and
+    /// [`demote_stalled`](Self::demote_stalled) have anything to do.
+    #[inline]
+    pub fn is_full(&self, claim: u64, slot_count: u32) -> bool {
+        self.slowest.is_some_and(|tail| claim.wrapping_sub(tail) >= u64::from(slot_count))
     }
 
     /// Accounts for what the positions up to `claim` have taken from lossy readers.
@@ -234,14 +263,7 @@ impl Readers {
     /// when there is no reliable reader.
     pub fn limit(&self, slot_count: u32) -> Option<u64> {
         let reliable = self.active().filter(|reader| reader.mode == Mode::Reliable);
-        let slowest = reliable.map(|reader| reader.tail).reduce(|slowest, tail| {
-            if tail.wrapping_sub(slowest) as i64 >= 0 {
-                slowest
-            } else {
-                tail
-            }
-        })?;
-        Some(slowest.wrapping_add(slot_count.into()))
+        Some(slowest(reliable.map(|reader| reader.tail))?.wrapping_add(slot_count.into()))
     }
 
     /// Makes lossy the demotable readers that have kept the ring full for `stall_ns` without moving.

@@ -293,6 +293,7 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// Learns from the readers' accepted tails which positions may be written.
     pub fn refresh_limit(&mut self) {
+        self.readers.refresh();
         self.limit = self.readers.limit(self.slot_count);
     }
 
@@ -526,15 +527,23 @@ impl<M: Memory> ReceiveCore<M> {
     pub fn flush(&mut self, view: &RingView<'_>, now_ns: u64) -> bool {
         self.tally();
         let news = self.staging.publish(view);
+        if self.readers.is_full(self.staging.claim(), self.slot_count) {
+            self.account_for_readers(now_ns);
+        }
+        news
+    }
+
+    /// Readers that were overrun, and those that have kept the ring full for too long.
+    fn account_for_readers(&mut self, now_ns: u64) {
         let claim = self.staging.claim();
         self.readers.lap(claim, self.slot_count);
         let demoted =
             self.readers.demote_stalled(now_ns, self.config.stall_ns, claim, self.slot_count);
+        self.readers.refresh();
         if demoted > 0 {
             self.changed.counters = Changed::Anything;
             add(&mut self.counters.readers_demoted, u64::from(demoted));
         }
-        news
     }
 
     /// Ends the stream: gaps are given up, held packets counted. `flush` follows.

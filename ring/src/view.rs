@@ -138,10 +138,11 @@ impl Block<'_> {
         sequence.store_release(odd.wrapping_add(1));
     }
 
-    /// Replaces some of the words, each given with its place among them.
+    /// Replaces some of the words of a block of `WORDS`, each given with its place among them.
     #[inline]
-    pub fn update<const COUNT: usize>(&self, values: [(usize, u64); COUNT]) {
+    pub fn update<const WORDS: usize, const COUNT: usize>(&self, values: [(usize, u64); COUNT]) {
         let Some((sequence, words)) = self.words.split_first() else { return };
+        let Some(words) = words.first_chunk::<WORDS>() else { return };
         let odd = sequence.load().wrapping_add(1);
         sequence.store(odd);
         fence_write();
