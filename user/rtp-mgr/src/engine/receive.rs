@@ -713,7 +713,7 @@ mod tests {
             })
         }
 
-        fn figures(&self) -> StreamCounters {
+        fn snapshot(&self) -> StreamCounters {
             let mut values = [0; StreamCounters::WORDS];
             assert!(Block { words: &self.counters }.snapshot(&mut values, 1));
             StreamCounters::from_words(values)
@@ -880,7 +880,7 @@ mod tests {
                     };
                     assert_eq!(descriptor.payload_len, len, "gro {gro}");
                 }
-                let counters = rig.pages.figures();
+                let counters = rig.pages.snapshot();
                 if gro {
                     assert!(counters.coalesced > 0, "the kernel coalesced nothing");
                 }
@@ -907,7 +907,7 @@ mod tests {
         rig.sender.send(&stun).expect("sent");
         rig.send(1, 10);
         rig.receive();
-        let counters = rig.pages.figures();
+        let counters = rig.pages.snapshot();
         assert_eq!((counters.received, counters.passed_rtcp, counters.passed_stun), (1, 1, 1));
         let side = rig.side.0.lock().expect("no panic elsewhere");
         assert_eq!(*side, [(Kind::Rtcp, rtcp.to_vec()), (Kind::Stun, stun.to_vec())]);
@@ -924,7 +924,7 @@ mod tests {
             rig.sender.send_to(datagram, rtcp_port).expect("sent");
         }
         rig.stream.receive_rtcp(0).expect("the sockets work");
-        let counters = rig.pages.figures();
+        let counters = rig.pages.snapshot();
         assert_eq!((counters.passed_rtcp, counters.passed_other, counters.received), (1, 2, 0));
         let side = rig.side.0.lock().expect("no panic elsewhere");
         assert_eq!(
@@ -941,9 +941,9 @@ mod tests {
         rig.send(3, 10);
         rig.receive();
         assert!(rig.stream.deadline() <= clock::monotonic_ns());
-        assert_eq!(rig.pages.figures().staged, 1);
+        assert_eq!(rig.pages.snapshot().staged, 1);
         rig.stream.tick();
-        let counters = rig.pages.figures();
+        let counters = rig.pages.snapshot();
         assert_eq!((counters.staged, counters.published, counters.gap_positions), (0, 2, 1));
     }
 
@@ -960,7 +960,7 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(60));
         rig.stream.tick();
         rig.receive();
-        let counters = rig.pages.figures();
+        let counters = rig.pages.snapshot();
         assert_eq!((counters.published, counters.gap_positions, counters.late), (99, 0, 0));
     }
 
@@ -974,7 +974,7 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(60));
         assert!(rig.stream.receive_round(0).expect("the socket works"), "there is more");
         rig.stream.tick();
-        let counters = rig.pages.figures();
+        let counters = rig.pages.snapshot();
         assert_eq!((counters.published, counters.gap_positions), (89, 0));
     }
 
@@ -1014,10 +1014,10 @@ mod tests {
             rig.send(sequence, 10);
             rig.receive();
         }
-        assert_eq!(rig.pages.figures().dropped_ring_full, 300 - POSITIONS as u64);
+        assert_eq!(rig.pages.snapshot().dropped_ring_full, 300 - POSITIONS as u64);
         rig.stream.remove_reader(reader);
         rig.send(300, 10);
         rig.receive();
-        assert_eq!(rig.pages.figures().published, POSITIONS as u64 + 1);
+        assert_eq!(rig.pages.snapshot().published, POSITIONS as u64 + 1);
     }
 }
