@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rtp_mgr_bench_report::{Bound, Contest, Better, Goal, OURS, Row};
+use rtp_mgr_bench_report::{Better, Bound, Contest, Goal, OURS, Row};
 use serde::{Deserialize, Serialize};
 
 use super::cache::Cache;
@@ -86,13 +86,12 @@ struct Plan {
 }
 
 const UNIT: &str = "instructions/packet";
+#[cfg_attr(not(test), allow(dead_code))] // until `bench`
 const RUNS: u32 = 5;
 const ORDERED: &str = "ring, ordered";
 const ONE_BY_ONE: [&str; 4] = ["recv", "recvmmsg", "recvmmsg UDP_GRO", "TPACKET_V3"];
-const SHARES: [Goal; 2] = [
-    Goal::Ratio("recvmmsg", Bound::AtMost(0.6)),
-    Goal::Ratio("TPACKET_V3", Bound::AtMost(0.85)),
-];
+const SHARES: [Goal; 2] =
+    [Goal::Ratio("recvmmsg", Bound::AtMost(0.6)), Goal::Ratio("TPACKET_V3", Bound::AtMost(0.85))];
 const SHARES_TARGET: &str = "receive share at most 0.6 of recvmmsg's and 0.85 of TPACKET_V3's";
 const COALESCED: [&str; 3] = ["recvmmsg UDP_GRO", "recvmmsg", "TPACKET_V3"];
 const COALESCED_GOAL: [Goal; 1] = [Goal::Ratio("recvmmsg UDP_GRO", Bound::AtMost(1.2))];
@@ -157,6 +156,7 @@ const PLANS: [Plan; 6] = [
     },
 ];
 
+#[cfg_attr(not(test), allow(dead_code))] // until `bench`
 /// The rows of the kernel engine, measured; without a machine, with the reason.
 pub fn rows(project: &Project) -> Vec<Row> {
     let measured = Cache::open().and_then(|cache| {
@@ -166,9 +166,8 @@ pub fn rows(project: &Project) -> Vec<Row> {
     match measured {
         Ok((release, figures)) => PLANS.iter().map(|plan| plan.row(&release, &figures)).collect(),
         Err(error) => {
-            let not_run = |plan: &Plan| {
-                Row::not_run(plan.row, UNIT, plan.target, format!("{error:#}"))
-            };
+            let not_run =
+                |plan: &Plan| Row::not_run(plan.row, UNIT, plan.target, format!("{error:#}"));
             PLANS.iter().map(not_run).collect()
         }
     }
@@ -176,9 +175,8 @@ pub fn rows(project: &Project) -> Vec<Row> {
 
 impl Plan {
     fn row(&self, release: &str, figures: &[Figure]) -> Row {
-        let of = |way: &str| {
-            figures.iter().find(|figure| figure.load == self.load && figure.way == way)
-        };
+        let of =
+            |way: &str| figures.iter().find(|figure| figure.load == self.load && figure.way == way);
         let mut contest = Contest {
             row: self.row.into(),
             unit: UNIT,
@@ -188,7 +186,9 @@ impl Plan {
             ..Contest::default()
         };
         let floor = of(FLOOR).filter(|_| self.share);
-        for (name, way) in [(OURS, self.ours)].into_iter().chain(self.peers.iter().map(|way| (*way, *way))) {
+        for (name, way) in
+            [(OURS, self.ours)].into_iter().chain(self.peers.iter().map(|way| (*way, *way)))
+        {
             let Some(figure) = of(way) else {
                 contest.absent(name, "not measured");
                 continue;
@@ -199,7 +199,9 @@ impl Plan {
             }
         }
         contest.notes = vec![
-            format!("{PACKET_LEN} bytes; Linux {release}, emulated, one CPU, loopback; every instruction of the whole machine counts"),
+            format!(
+                "{PACKET_LEN} bytes; Linux {release}, emulated, one CPU, loopback; every instruction of the whole machine counts"
+            ),
             "the peers do nothing with RTP; the kernel engine parses, orders and counts it".into(),
         ];
         contest.finish()
