@@ -190,7 +190,7 @@ impl PacketRing {
     }
 
     fn word(&self, offset: usize) -> &AtomicU32 {
-        debug_assert!(offset + 4 <= BLOCK * BLOCKS && offset % 4 == 0);
+        debug_assert!(offset + 4 <= BLOCK * BLOCKS && offset.is_multiple_of(4));
         // SAFETY: Inside the mapping; the kernel writes the status word, and nothing else of a block that
         // is ours.
         unsafe { &*self.memory.add(offset).cast::<AtomicU32>() }

@@ -86,7 +86,7 @@ struct Plan {
 }
 
 const UNIT: &str = "instructions/packet";
-#[cfg_attr(not(test), allow(dead_code))] // until `bench`
+#[allow(dead_code)] // until `bench`
 const RUNS: u32 = 5;
 const ORDERED: &str = "ring, ordered";
 const ONE_BY_ONE: [&str; 4] = ["recv", "recvmmsg", "recvmmsg UDP_GRO", "TPACKET_V3"];
@@ -156,7 +156,7 @@ const PLANS: [Plan; 6] = [
     },
 ];
 
-#[cfg_attr(not(test), allow(dead_code))] // until `bench`
+#[allow(dead_code)] // until `bench`
 /// The rows of the kernel engine, measured; without a machine, with the reason.
 pub fn rows(project: &Project) -> Vec<Row> {
     let measured = Cache::open().and_then(|cache| {
