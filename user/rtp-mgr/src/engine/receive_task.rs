@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rtp_mgr_ring::abi::{ENGINE_USER, LEGS_MAX, feature, status};
+use rtp_mgr_ring::figures::FigureBlocks;
 use rtp_mgr_ring::producer::Mode;
 use rtp_mgr_ring::receive::{Config, Filter};
 use rtp_mgr_ring::source::static_clock_rate;
@@ -53,11 +54,7 @@ const RATE_DEFAULT: (f64, usize) = (10_000.0, 1_400);
 /// Tags of the files: the leg's, and the leg's RTCP.
 pub(crate) const TAG_RTCP: u16 = 8;
 
-impl ReceiveMemory for Arc<Region> {
-    fn ring(&self) -> RingView<'_> {
-        Region::ring(self)
-    }
-
+impl FigureBlocks for Region {
     fn counters(&self) -> Block<'_> {
         Region::counters(self)
     }
@@ -68,6 +65,16 @@ impl ReceiveMemory for Arc<Region> {
 
     fn source(&self, at: u16) -> Block<'_> {
         Region::source(self, at.into())
+    }
+}
+
+impl ReceiveMemory for Arc<Region> {
+    fn ring(&self) -> RingView<'_> {
+        Region::ring(self)
+    }
+
+    fn figures(&self) -> &impl FigureBlocks {
+        &**self
     }
 
     fn reader_status(&self, reader: usize) -> Block<'_> {
