@@ -747,7 +747,8 @@ impl Engine {
         let head = self.core.head();
         let now_ns = monotonic_ns();
         let readers = self.core.readers_mut();
-        let reader = readers.add(mode, demotable, head, now_ns).ok_or(ENOSPC)?;
+        let fit = |reader| memory.is_free(reader);
+        let reader = readers.add_where(fit, mode, demotable, head, now_ns).ok_or(ENOSPC)?;
         self.readers |= bit(reader);
         if let Some(tail) = self.tails.get_mut(reader) {
             *tail = head;

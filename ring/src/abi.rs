@@ -876,7 +876,7 @@ pub mod ioctl {
         pub readers: u32,
         /// 0.
         pub reserved: u32,
-        /// Packets published.
+        /// [`StreamCounters::published`]; of a transmit stream [`StreamCounters::committed`].
         pub published: u64,
         /// Bytes of memory of the stream.
         pub memory: u64,
