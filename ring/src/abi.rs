@@ -690,6 +690,10 @@ pub mod ioctl {
         pub features: u64,
         /// Out: the module's version, text that ends with zeros.
         pub release: [u8; 32],
+        /// Out: streams that a user may have at a time; 0: no limit. [`CREATE`] of one more is -EDQUOT.
+        pub max_user_streams: u32,
+        /// Out: streams that this user has.
+        pub user_streams: u32,
     }
 
     /// [`CREATE`]: 0 stands for the default of every number that has one.
@@ -883,7 +887,7 @@ pub mod ioctl {
     }
 
     const _: () = {
-        assert!(size_of::<Version>() == 48);
+        assert!(size_of::<Version>() == 56);
         assert!(size_of::<Create>() == 104);
         assert!(size_of::<Attach>() == 48);
         assert!(size_of::<AddLeg>() == 32);

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rtp_mgr_kernel_tests::{DEVICE, Device, Reader, errno, header_of};
+use rtp_mgr_kernel_tests::{DEVICE, Device, Reader, errno, header_of, transmit};
 use rtp_mgr_ring::abi::{PAGE, ioctl};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -117,6 +117,60 @@ fn parameters_are_taken_and_bad_ones_refused() {
     drop(first);
     third.create(request(9)).unwrap();
     drop((device, second, third));
+    unload_when_free();
+    load("").unwrap();
+}
+
+#[test]
+fn a_user_has_no_more_streams_than_allowed() {
+    let numbers = |device: &Device| {
+        let mut version = ioctl::Version::default();
+        device.call(ioctl::VERSION, &mut version).unwrap();
+        (version.user_streams, version.max_user_streams)
+    };
+    unload_when_free();
+    load("max_user_streams=3").unwrap();
+    let asking = Device::open().unwrap();
+    assert_eq!(numbers(&asking), (0, 3));
+    let devices: Vec<_> = (0..4).map(|_| Device::open().unwrap()).collect();
+    devices[0].create(small()).unwrap();
+    devices[1].create_udp(ioctl::Create { ring_order: 4, ..Default::default() }).unwrap();
+    let transmit = ioctl::Create { ring_order: 4, ..transmit::request() };
+    devices[2].call(ioctl::CREATE, &mut transmit.clone()).unwrap();
+    assert_eq!(errno(devices[3].create(small())), libc::EDQUOT);
+    assert_eq!(numbers(&asking), (3, 3));
+    // Readers are no streams, others have their own, and a file that was refused can be used again.
+    let reader = Device::open().unwrap();
+    reader.attach(&devices[0], ioctl::READER_LOSSY).unwrap();
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            let device = Device::open().unwrap();
+            // SAFETY: Only this thread changes, and it ends here.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 65_534, 65_534, 65_534) }, 0);
+            assert_eq!(numbers(&device), (0, 3));
+            device.create(small()).unwrap();
+            assert_eq!(numbers(&device), (1, 3));
+        });
+        other.join().unwrap();
+    });
+    let [first, .., refused] = &devices[..] else { panic!() };
+    drop(reader);
+    refused.attach(first, ioctl::READER_LOSSY).unwrap();
+    let mut devices = devices;
+    drop(devices.remove(1));
+    assert_eq!(numbers(&asking), (2, 3));
+    let again = Device::open().unwrap();
+    again.create(small()).unwrap();
+    drop((devices, again, asking));
+    unload_when_free();
+    load("max_user_streams=0").unwrap();
+    let devices: Vec<_> = (0..300).map(|_| Device::open().unwrap()).collect();
+    let tiny = ioctl::Create { ring_order: 4, slot_stride: 64, packet_len: 64, ..small() };
+    for device in &devices {
+        device.create(tiny).unwrap();
+    }
+    assert_eq!(numbers(&devices[0]), (300, 0));
+    drop(devices);
     unload_when_free();
     load("").unwrap();
 }
