@@ -37,7 +37,7 @@ fn refused(doing: &'static str) -> impl Fn(io::Error) -> Error {
         Some(Errno::DQUOT) => {
             let has = match Device::open().and_then(|device| device.version()) {
                 Ok(version) => usable::streams(&version),
-                Err(_) => "this user has too many streams".into(),
+                Err(_) => "this user has as many streams as max_user_streams allows".into(),
             };
             Error::KernelEngine {
                 reason: format!("cannot {doing}: {has}; {}", usable::MORE_STREAMS),

@@ -153,8 +153,10 @@ pub(crate) const MORE_STREAMS: &str = "end some (`rtp_app list`), or load the mo
 pub(crate) fn streams(version: &ioctl::Version) -> String {
     let has = version.user_streams;
     match version.max_user_streams {
-        0 => format!("this user has {has} streams of the module, and there is no limit"),
-        max => format!("this user has {has} streams of the module, max_user_streams is {max}"),
+        0 => format!("streams of the module that this user has: {has}; there is no limit"),
+        max => {
+            format!("streams of the module that this user has: {has} of {max} (max_user_streams)")
+        }
     }
 }
 
@@ -207,7 +209,7 @@ pub(crate) mod tests {
         };
         assert!(has_room(&with(2, 3)) && !has_room(&with(3, 3)) && has_room(&with(300, 0)));
         let full = streams(&with(3, 3));
-        assert!(full.contains("has 3") && full.contains("max_user_streams is 3"), "{full}");
+        assert!(full.contains("3 of 3 (max_user_streams)"), "{full}");
         assert!(streams(&with(300, 0)).contains("no limit"));
     }
 

@@ -125,7 +125,7 @@ fn a_module_without_udp_leaves_the_network_to_the_embedded_engine() {
 fn a_user_with_as_many_streams_as_allowed_is_told_how_to_have_more() {
     let full = ioctl::Version { user_streams: 7, max_user_streams: 7, ..version(ABI_MAJOR, !0) };
     let findings = Files::ready().answered(Ok(full));
-    first(&findings[4..], "kernel-streams", "has 7 streams", "max_user_streams=NUMBER");
+    first(&findings[4..], "kernel-streams", "7 of 7 (max_user_streams)", "max_user_streams=NUMBER");
 }
 
 #[test]
