@@ -371,6 +371,12 @@ impl Engine {
         self.alarm_ns = None;
     }
 
+    /// Gives up some of the gaps that are open. Returns whether there are more. Between [`halt`](Self::halt)
+    /// and [`stop`](Self::stop), each time with a lock of its own.
+    pub(crate) fn give_up(&mut self, memory: &Memory) -> bool {
+        self.core.give_up(&memory.ring())
+    }
+
     /// Publishes what there is, and nothing more. Comes after [`halt`](Self::halt).
     pub(crate) fn stop(&mut self, memory: &Memory, waits: &[WaitQueue; READERS_MAX]) {
         let now_ns = monotonic_ns();
