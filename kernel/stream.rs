@@ -78,7 +78,15 @@
 //!
 //! A transmit stream has one while it runs. It is started and stopped with the control lock held and the
 //! engine's not; stopping waits for its end, which is at most a batch away, since its sends wait for
-//! memory but never for space in a socket. A thread that was not stopped before is when its owner's file
+//! memory but never for space in a socket. There is one exception: a send through a socket that is not
+//! corked takes no lock of the socket, and a corked one is not sent through, but a user who corks it
+//! between the look and the send, and then has a send of its own wait for space, holds the lock for which
+//! the thread then waits. The network stack has no send that only tries the lock. Who waits then are
+//! calls on files of that stream (STOP, STATS, the writer's close); the end of that send ends it.
+//!
+//! Each send passes the security module's check of a send (`kernel_sendmsg()` is `sock_sendmsg()`, which calls
+//! `security_socket_sendmsg()`) with the opener's credentials, which the thread acts for; so ADD_LEG has
+//! none of its own, and what is refused is a send that failed. A thread that was not stopped before is when its owner's file
 //! is closed, and so before the stream, its memory and the module can go.
 
 use core::mem::offset_of;

@@ -881,7 +881,7 @@ fn stopping_publishes_what_is_staged() {
 fn two_legs_with_loss_give_everything_that_either_has_once_and_in_order() {
     const COUNT: u16 = 6_000;
     let sockets = [local(), local()];
-    let request = ioctl::Create { legs: 2, ring_order: 13, ..ordered(400 * MS) };
+    let request = ioctl::Create { legs: 2, ring_order: 13, ..ordered(3_000 * MS) };
     let mut reader = Reader::create_udp(request).unwrap();
     for (leg, socket) in (0..).zip(&sockets) {
         reader.device.add_leg(socket, leg).unwrap();
