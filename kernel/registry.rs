@@ -8,6 +8,7 @@ use kernel::rbtree::RBTree;
 use kernel::sync::Arc;
 use kernel::task::Kuid;
 
+use crate::compat::EDQUOT;
 use crate::stream::Stream;
 use crate::Parameters;
 
