@@ -550,6 +550,7 @@ impl<M: Memory> ReceiveCore<M> {
     /// Gives up a part of the gaps, as [`expire`](Self::expire) does, whatever their deadlines. Returns whether
     /// there is more. Comes before [`finish`](Self::finish) where that must not take long.
     pub fn give_up(&mut self, view: &RingView<'_>) -> bool {
+        self.changed_all();
         self.staging.expire(view, u64::MAX);
         self.staging.next_deadline().is_some()
     }
