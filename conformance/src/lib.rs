@@ -23,6 +23,7 @@
 
 mod behaviours;
 mod child;
+mod compare;
 mod dice;
 pub mod harness;
 mod heard;
@@ -154,6 +155,7 @@ macro_rules! behaviours {
             }
             side {
                 what_is_no_rtp_is_passed_on
+                a_long_datagram_is_passed_on_whole
                 the_queue_is_bounded_and_counts_what_it_drops
             }
             hostile {
