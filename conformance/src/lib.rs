@@ -30,6 +30,7 @@ mod heard;
 mod process;
 pub mod program;
 mod raw;
+mod soak;
 pub mod suite;
 mod wait;
 mod wire;

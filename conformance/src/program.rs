@@ -13,6 +13,7 @@ use rtp_mgr::Engine;
 use crate::child;
 use crate::compare::{self, CompareArgs};
 use crate::harness::Harness;
+use crate::soak::{self, SoakArgs};
 use crate::suite::{BEHAVIOURS, Behaviour, NOT_RUN, Outcome};
 
 /// Runs the behaviours that every engine of RTP Manager has to show.
@@ -43,6 +44,7 @@ struct Options {
 #[derive(Debug, Subcommand)]
 enum Task {
     Compare(CompareArgs),
+    Soak(SoakArgs),
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -68,10 +70,6 @@ pub fn main() -> ExitCode {
         return child::main(&role);
     }
     let options = Options::parse();
-    match &options.task {
-        Some(Task::Compare(options)) => return compare::main(options),
-        None => {}
-    }
     let program = match env::current_exe() {
         Ok(program) => program,
         Err(error) => {
@@ -79,6 +77,11 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    match &options.task {
+        Some(Task::Compare(options)) => return compare::main(options),
+        Some(Task::Soak(options)) => return soak::main(options, program),
+        None => {}
+    }
     let harness = Harness::new(options.engine.into(), program);
     match &options.here {
         Some(name) => run_one(name, &harness),

@@ -63,8 +63,13 @@ pub(crate) fn a_long_datagram_is_passed_on_whole(h: &Harness) {
                 let mut bytes = RTCP.repeat(len / RTCP.len() + 1);
                 bytes.truncate(len);
                 sender.datagram(&bytes);
-                let packet = side.recv(LONG).unwrap_or_else(|| panic!("{len} bytes are not passed on"));
-                assert_eq!((packet.kind, packet.bytes.len()), (Kind::Rtcp, len), "slots of {slot_stride}");
+                let packet =
+                    side.recv(LONG).unwrap_or_else(|| panic!("{len} bytes are not passed on"));
+                assert_eq!(
+                    (packet.kind, packet.bytes.len()),
+                    (Kind::Rtcp, len),
+                    "slots of {slot_stride}"
+                );
                 assert_eq!(*packet.bytes, bytes);
             }
         }

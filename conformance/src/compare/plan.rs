@@ -58,9 +58,18 @@ impl Shape {
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     /// Packets from one sender to one leg: one datagram, or a train.
-    Send { leg: usize, from: usize, packets: Vec<Vec<u8>>, followed: bool },
+    Send {
+        leg: usize,
+        from: usize,
+        packets: Vec<Vec<u8>>,
+        followed: bool,
+    },
     /// A datagram that is no RTP, after which the engine knows what it said.
-    Tell { leg: usize, from: usize, datagram: Vec<u8> },
+    Tell {
+        leg: usize,
+        from: usize,
+        datagram: Vec<u8>,
+    },
     Read,
     /// The lossy reader reads.
     Skim,
@@ -347,8 +356,7 @@ impl Writer {
         for _ in 0..1 + self.dice.below(4) {
             let len = self.len();
             let count = 2 + self.dice.below(TRAIN_MAX - 1);
-            let mut packets: Vec<_> =
-                (1..count).map(|_| self.speaker.next(len).bytes()).collect();
+            let mut packets: Vec<_> = (1..count).map(|_| self.speaker.next(len).bytes()).collect();
             let last = self.dice.below(len as u64 + 1) as usize;
             packets.push(self.speaker.next(last).bytes());
             // What is no RTP may end a train.
@@ -466,7 +474,8 @@ impl Writer {
             let mut bytes = dressed(&mut self.dice, &rtp);
             let at = if self.dice.chance(10) { bytes.len() - 1 } else { at.min(bytes.len() - 1) };
             if !(2..8).contains(&at) {
-                bytes[at] = choose(&mut self.dice, &[0, 1, 15, 31, 63, 64, 128, 144, 192, 200, 255]);
+                bytes[at] =
+                    choose(&mut self.dice, &[0, 1, 15, 31, 63, 64, 128, 144, 192, 200, 255]);
             }
             self.aside(leg, self.speaker.from, bytes);
         }

@@ -15,11 +15,10 @@ use super::plan::{Plan, Step};
 use super::recording::{Difference, Equal, difference};
 use super::stream::{Stream, senders};
 
-/// How much later the second stream may get a packet than the first.
-const SKEW_MAX: Duration = Duration::from_millis(40);
-/// An ordered stream asks whether a leg, or a source, was silent for 200 ms. With an answer that is further
-/// from that than the skew, and some, both streams give the same one.
-const DOUBTFUL: std::ops::Range<Duration> = Duration::from_millis(120)..Duration::from_millis(280);
+/// An ordered stream asks whether a leg, or a source, was silent for so long.
+const SILENCE: Duration = Duration::from_millis(200);
+/// Between a packet's arrival and the send.
+const SLACK: Duration = Duration::from_millis(2);
 
 /// How a round ended.
 #[derive(Debug)]
@@ -33,28 +32,32 @@ pub(crate) enum Ended {
         step: usize,
         steps: usize,
     },
-    /// The machine stood still where time decides: nothing is known.
-    Disturbed,
+    /// The machine stood still where time decides, and so: nothing is known.
+    Disturbed(String),
 }
 
-/// When something was last sent to each leg.
+/// When something was last sent to each leg: begin and end of sending it to both streams.
 struct Watch {
     ordered: bool,
     /// Anything, and packets of the followed source.
-    sent: [[Option<Instant>; 2]; 2],
+    sent: [[Option<(Instant, Instant)>; 2]; 2],
 }
 
 impl Watch {
-    /// Notes a send that took from `begin` to `end`. Returns whether it came at a doubtful time.
-    fn note(&mut self, leg: usize, followed: bool, begin: Instant, end: Instant) -> bool {
-        let ages = self.sent.iter().flatten().flatten().map(|sent| begin.duration_since(*sent));
-        let doubtful = ages.into_iter().any(|age| DOUBTFUL.contains(&age));
-        let skewed = end.duration_since(begin) > SKEW_MAX;
-        self.sent[0][leg] = Some(end);
+    /// Notes a send from `begin` to `end`. Returns what is wrong with its time: the silence before it may
+    /// have been long enough for one stream and not for the other.
+    fn note(&mut self, leg: usize, followed: bool, begin: Instant, end: Instant) -> Option<String> {
+        let silences = self.sent.iter().flatten().flatten().map(|(last_begin, last_end)| {
+            let (least, most) = (begin.duration_since(*last_end), end.duration_since(*last_begin));
+            least.saturating_sub(SLACK)..most + SLACK
+        });
+        let doubtful = silences.into_iter().find(|silence| silence.contains(&SILENCE));
+        self.sent[0][leg] = Some((begin, end));
         if followed {
-            self.sent[1][leg] = Some(end);
+            self.sent[1][leg] = Some((begin, end));
         }
-        self.ordered && (doubtful || skewed)
+        let doubtful = doubtful.filter(|_| self.ordered);
+        doubtful.map(|silence| format!("a leg or source was silent for {silence:?}"))
     }
 }
 
@@ -76,8 +79,8 @@ pub(crate) fn run(plan: &Plan, engines: [Engine; 2]) -> Ended {
                 }
                 let begin = Instant::now();
                 streams.iter_mut().for_each(|stream| stream.send(*leg, *from, packets));
-                if watch.note(*leg, *followed, begin, Instant::now()) {
-                    return Ended::Disturbed;
+                if let Some(why) = watch.note(*leg, *followed, begin, Instant::now()) {
+                    return Ended::Disturbed(format!("at step {step} {why}"));
                 }
             }
             Step::Tell { leg, from, datagram } => {

@@ -118,7 +118,7 @@ impl Stream {
             let positions = snapshot.counters.published + snapshot.counters.gap_positions;
             snapshot.head.wrapping_sub(start) >= positions
         };
-        wait::until(|| format!("{sent} datagrams sent: {:?}", stats.snapshot()), settled);
+        wait::idly_until(|| format!("{sent} datagrams sent: {:?}", stats.snapshot()), settled);
         self.under_way = 0;
     }
 
