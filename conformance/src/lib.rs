@@ -6,12 +6,17 @@
 //! - as tests of the embedded engine: `cargo test -p conformance` (`tests/user.rs`),
 //! - as a program, where there is no cargo: `conformance --engine kernel --ktap`.
 //!
+//! The program does two more things, which take both engines or longer: `conformance compare` sends the same
+//! traffic through both and compares what becomes of every packet, `conformance soak` loads streams while
+//! their readers stall and die.
+//!
 //! | module | what lives there |
 //! |---|---|
 //! | [`suite`] | the list of behaviours, running them |
 //! | [`harness`] | which engine, what it and the machine can do, opening streams |
 //! | [`program`] | the program: runner and the processes that behaviours start |
 //! | `behaviours` | the behaviours |
+//! | `compare`, `soak` | `conformance compare`, `conformance soak` |
 //! | `wire`, `heard` | packets sent, packets read |
 //! | `child`, `process` | reader and owner processes, what /proc tells about a process |
 //! | `wait`, `dice` | deadlines, repeatable randomness |

@@ -77,10 +77,15 @@ impl Debug for Packet {
     }
 }
 
-/// The first bytes, for people.
+/// The first bytes, for people, and of the rest a digest (FNV-1a).
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    let shown = bytes.iter().take(24).map(|byte| format!("{byte:02x}")).collect::<String>();
-    if bytes.len() > 24 { shown + "..." } else { shown }
+    let (shown, rest) = bytes.split_at(bytes.len().min(24));
+    let mut text: String = shown.iter().map(|byte| format!("{byte:02x}")).collect();
+    if !rest.is_empty() {
+        let fold = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+        text.push_str(&format!("...({:08x})", rest.iter().fold(0x811c_9dc5, fold)));
+    }
+    text
 }
 
 impl From<Item<'_>> for Record {

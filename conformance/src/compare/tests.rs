@@ -55,7 +55,7 @@ const CHANGES: &[(&str, Change)] = &[
     ("of leg 0 the figure first", |side| last(side).legs[0].first += 1),
     ("of leg 1 the figure skew_count", |side| last(side).legs[1].skew_count += 1),
     ("of source 0 the figure reordered", |side| last(side).sources[0].reordered += 1),
-    ("of all source", |side| drop(last(side).sources.pop())),
+    ("of all source", |side| last(side).sources.truncate(0)),
     ("of reader 1 the figure lapped", |side| last(side).readers[1].lapped += 1),
     ("whether it has stopped", |side| side.last = None),
 ];
