@@ -166,12 +166,14 @@ fn rounds(options: &CompareArgs) -> Result<Vec<Round>, String> {
 /// What was seen in all rounds: that nothing was missing in the traffic.
 struct Sum {
     datagrams: u64,
+    /// Rounds that had to be run again.
+    again: u64,
     counters: [u64; StreamCounters::WORDS],
 }
 
 impl Sum {
     fn new() -> Self {
-        Self { datagrams: 0, counters: [0; StreamCounters::WORDS] }
+        Self { datagrams: 0, again: 0, counters: [0; StreamCounters::WORDS] }
     }
 
     fn add(&mut self, plan: &Plan, counters: &StreamCounters) {
@@ -199,6 +201,9 @@ impl Sum {
         });
         let text: Vec<String> = compared.map(|(name, sum)| format!("{name} {sum}")).collect();
         println!("# equal on both engines: {} datagrams, {}", self.datagrams, text.join(", "));
+        if self.again > 0 {
+            println!("# {} times the machine stood still, and a round was run again", self.again);
+        }
     }
 }
 
@@ -224,7 +229,10 @@ fn run(round: &Round, engines: [Engine; 2], sum: &mut Sum) -> Outcome {
                     round.again,
                 ));
             }
-            Ok(Ended::Disturbed(why)) => disturbances.push(why),
+            Ok(Ended::Disturbed(why)) => {
+                sum.again += 1;
+                disturbances.push(why);
+            }
             Err(panic) => {
                 let said = message(panic.as_ref());
                 return Outcome::Fails(format!(

@@ -10,7 +10,7 @@ use rtp_mgr::ring::abi::{LegFigures, ReaderStatus, SourceFigures, StreamCounters
 use rtp_mgr::{Cause, Item, Kind, SidePacket, StreamSnapshot};
 
 /// Figures that are not compared, and why. Of a descriptor it is `time_ns`, `slot` (which slot is free depends
-/// on how many packets the engine takes at a time) and COALESCED_TIME (as `coalesced`).
+/// on how many packets the engine takes at a time) and, with GRO, COALESCED_TIME (as `coalesced`).
 pub(crate) const NOT_COMPARED: [(&str, &str); 17] = [
     ("updated_ns", TIME),
     ("first_ns", TIME),
@@ -53,7 +53,7 @@ pub(crate) struct Packet {
     pub payload_type: u8,
     pub leg: u8,
     pub source: Option<u16>,
-    /// Without COALESCED_TIME.
+    /// Without COALESCED_TIME where packets may come coalesced.
     pub flags: u16,
     pub payload_offset: usize,
     pub payload_len: usize,
@@ -88,8 +88,10 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     text
 }
 
-impl From<Item<'_>> for Record {
-    fn from(item: Item<'_>) -> Self {
+impl Record {
+    /// `coalesced`: packets may come coalesced, each engine's in its own way.
+    pub(crate) fn new(item: Item<'_>, coalesced: bool) -> Self {
+        let ignored = if coalesced { flag::COALESCED_TIME } else { 0 };
         match item {
             Item::Packet(packet) => Self::Packet(Packet {
                 position: packet.position(),
@@ -99,7 +101,7 @@ impl From<Item<'_>> for Record {
                 payload_type: packet.payload_type(),
                 leg: packet.leg(),
                 source: packet.source(),
-                flags: packet.flags() & !flag::COALESCED_TIME,
+                flags: packet.flags() & !ignored,
                 payload_offset: packet.payload().as_ptr().addr() - packet.bytes().as_ptr().addr(),
                 payload_len: packet.payload().len(),
                 bytes: packet.bytes().to_vec(),

@@ -21,6 +21,7 @@ pub(crate) struct Stream {
     /// By sender, then by leg.
     sockets: Vec<Vec<UdpSocket>>,
     start: u64,
+    coalesced: bool,
     sent: u64,
     under_way: u64,
     pub recording: Recording,
@@ -70,6 +71,7 @@ impl Stream {
             lossy: shape.skimmed.then(|| rx.subscribe(Mode::Lossy).expect("there is room")),
             side: rx.side_channel(),
             start: stats.snapshot().head,
+            coalesced: shape.gro,
             stats,
             rx,
             sent: 0,
@@ -136,14 +138,14 @@ impl Stream {
     /// Takes what readers can hear at present; all has settled.
     #[track_caller]
     pub(crate) fn read(&mut self) {
-        hear(&mut self.rx, &mut self.recording.heard);
+        hear(&mut self.rx, &mut self.recording.heard, self.coalesced);
     }
 
     /// As [`read`](Self::read), by the lossy reader.
     #[track_caller]
     pub(crate) fn skim(&mut self) {
         if let Some(reader) = &mut self.lossy {
-            hear(reader, &mut self.recording.skimmed);
+            hear(reader, &mut self.recording.skimmed, self.coalesced);
         }
     }
 
@@ -168,11 +170,13 @@ fn memory(packets: &[Vec<u8>]) -> u64 {
 }
 
 #[track_caller]
-fn hear(reader: &mut impl Reads, heard: &mut Vec<Record>) {
+fn hear(reader: &mut impl Reads, heard: &mut Vec<Record>, coalesced: bool) {
     loop {
         match reader.try_read() {
             Ok(Some(batch)) if batch.is_empty() => return,
-            Ok(Some(batch)) => heard.extend(batch.iter().map(Record::from)),
+            Ok(Some(batch)) => {
+                heard.extend(batch.iter().map(|item| Record::new(item, coalesced)));
+            }
             Ok(None) => return,
             Err(error) => panic!("{error}"),
         }

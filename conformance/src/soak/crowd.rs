@@ -28,7 +28,7 @@ pub(crate) struct Crowd<'a> {
 }
 
 /// What became of them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Account {
     pub started: u64,
     pub killed: u64,

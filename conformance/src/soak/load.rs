@@ -65,7 +65,7 @@ impl Line {
 }
 
 /// What became of a transmit stream.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Sent {
     pub last: StreamSnapshot,
     /// Packets per second: the mean, and the most that was sustained (0: there was loss in every second).

@@ -28,6 +28,8 @@ pub(crate) mod crowd;
 mod load;
 mod machine;
 mod tally;
+#[cfg(test)]
+mod tests;
 
 use crowd::{Account, Crowd};
 use load::{Line, Sent};
@@ -54,6 +56,7 @@ pub(crate) struct SoakArgs {
 }
 
 /// A pair of streams, afterwards.
+#[derive(Clone)]
 struct Pair {
     sent: Sent,
     received: StreamSnapshot,
@@ -63,6 +66,7 @@ struct Pair {
 }
 
 /// What the soak showed.
+#[derive(Clone)]
 struct Story {
     pairs: Vec<Pair>,
     account: Account,
