@@ -40,6 +40,8 @@ enum Hope {
 
 impl<M: Memory> ReceiveCore<M> {
     pub(super) fn ordered(&mut self, view: &RingView<'_>, held: &Held, key: &Key) -> Verdict {
+        // What was due before this packet came, whether the engine's timer has run or not.
+        self.try_switch(view, held.arrival_ns);
         let Some(followed) = self.followed else {
             return self.first_ever(view, held, key);
         };
