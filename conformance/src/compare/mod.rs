@@ -36,7 +36,7 @@ use plan::{Plan, Step};
 use round::Ended;
 
 /// A round in which the machine stood still where time decides is run again, so many times at most.
-const TRIES: u32 = 6;
+const TRIES: u32 = 10;
 
 /// Sends the same traffic through two engines and compares what becomes of every packet
 #[derive(Debug, Args)]

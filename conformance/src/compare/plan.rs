@@ -21,8 +21,9 @@ pub(crate) const FOR_EVER: Duration = Duration::from_secs(60);
 const SILENCE: Duration = Duration::from_millis(320);
 /// Timestamp units that are hours at any usual rate.
 const FAR: u32 = 1 << 30;
-/// Packets of a train at most.
+/// Packets of a train at most, and of one of long packets: a socket buffer holds it one by one, too.
 const TRAIN_MAX: u64 = 64;
+const LONG_TRAIN_MAX: u64 = 20;
 /// The longest datagram that IPv4 carries.
 const LONGEST: usize = 65_507;
 /// Events of a round.
@@ -297,6 +298,12 @@ impl Writer {
         self.dice.below(self.shape.legs as u64) as usize
     }
 
+    /// Packets on one leg while the other has none: few, so that its silence stays far from the 200 ms that
+    /// decide.
+    fn one_sided(&self, count: usize) -> usize {
+        if self.shape.legs == 2 { count / 3 } else { count }
+    }
+
     /// A usual payload length: mostly one that fits.
     fn len(&mut self) -> usize {
         let fits = (self.shape.slot_stride as usize - HEADER).min(400);
@@ -325,7 +332,7 @@ impl Writer {
         // One leg is ahead by up to three pieces.
         let ahead = self.any_leg();
         let lag = self.dice.below(4) as usize;
-        let size = 5 + self.dice.below(20) as usize;
+        let size = 5 + self.dice.below(8) as usize;
         let pieces: Vec<_> = packets.chunks(size).collect();
         for at in 0..pieces.len() + lag {
             for (leg, at) in [(ahead, Some(at)), (1 - ahead, at.checked_sub(lag))] {
@@ -340,7 +347,7 @@ impl Writer {
     /// More than the ring holds, and nobody reads.
     fn flood(&mut self) {
         let positions = 1_usize << self.shape.ring_order;
-        let most = if self.shape.legs == 2 { 160 } else { 500 };
+        let most = if self.shape.legs == 2 { 48 } else { 500 };
         let count = (positions * 3 / 2).min(most);
         for _ in 0..count {
             let packet = self.packet();
@@ -354,8 +361,11 @@ impl Writer {
     /// Coalesced packets, the last of each perhaps shorter. Of two legs both get them.
     fn trains(&mut self) {
         for _ in 0..1 + self.dice.below(4) {
-            let len = self.len();
-            let count = 2 + self.dice.below(TRAIN_MAX - 1);
+            // Some do not fit a slot, piece by piece.
+            let long = self.dice.chance(25);
+            let len = if long { self.dice.below(1_400) as usize } else { self.len() };
+            let most = if long { LONG_TRAIN_MAX } else { TRAIN_MAX };
+            let count = 2 + self.dice.below(most - 1);
             let mut packets: Vec<_> = (1..count).map(|_| self.speaker.next(len).bytes()).collect();
             let last = self.dice.below(len as u64 + 1) as usize;
             packets.push(self.speaker.next(last).bytes());
@@ -448,7 +458,7 @@ impl Writer {
     /// Packets cut short anywhere, as long as they have all that a header can have.
     fn truncated(&mut self) {
         let leg = self.any_leg();
-        for _ in 0..60 {
+        for _ in 0..self.one_sided(60) {
             let len = self.len();
             let rtp = self.speaker.next(len);
             let whole = dressed(&mut self.dice, &rtp);
@@ -461,7 +471,7 @@ impl Writer {
     /// Packets with a wrong byte in the header or the last place.
     fn corrupted(&mut self) {
         let leg = self.any_leg();
-        for _ in 0..60 {
+        for _ in 0..self.one_sided(60) {
             let mut rtp = self.speaker.next(20);
             let number = self.dice.next();
             let at = self.dice.below(HEADER as u64 + 30) as usize;
@@ -485,7 +495,7 @@ impl Writer {
     /// Random bytes, most of them almost RTP: as many sources.
     fn noise(&mut self) {
         let leg = self.any_leg();
-        for _ in 0..80 {
+        for _ in 0..self.one_sided(80) {
             let len = self.dice.below(80) as usize;
             let mut bytes = self.dice.bytes(len);
             if self.dice.chance(70)

@@ -19,6 +19,8 @@ use super::stream::{Stream, senders};
 const SILENCE: Duration = Duration::from_millis(200);
 /// Between a packet's arrival and the send.
 const SLACK: Duration = Duration::from_millis(2);
+/// How late an engine's timer may be.
+const TIMER: Duration = Duration::from_millis(80);
 
 /// How a round ended.
 #[derive(Debug)]
@@ -44,20 +46,24 @@ struct Watch {
 }
 
 impl Watch {
-    /// Notes a send from `begin` to `end`. Returns what is wrong with its time: the silence before it may
-    /// have been long enough for one stream and not for the other.
-    fn note(&mut self, leg: usize, followed: bool, begin: Instant, end: Instant) -> Option<String> {
+    /// What is wrong with doing something from `begin` to `end`: the silence before it may have been long enough
+    /// for one stream and not for the other.
+    fn doubt(&self, begin: Instant, end: Instant) -> Option<String> {
         let silences = self.sent.iter().flatten().flatten().map(|(last_begin, last_end)| {
             let (least, most) = (begin.duration_since(*last_end), end.duration_since(*last_begin));
-            least.saturating_sub(SLACK)..most + SLACK
+            least.saturating_sub(TIMER)..most + SLACK
         });
         let doubtful = silences.into_iter().find(|silence| silence.contains(&SILENCE));
+        let doubtful = doubtful.filter(|_| self.ordered);
+        doubtful.map(|silence| format!("a leg or source was silent for {silence:?}"))
+    }
+
+    /// Notes a send from `begin` to `end`.
+    fn note(&mut self, leg: usize, followed: bool, begin: Instant, end: Instant) {
         self.sent[0][leg] = Some((begin, end));
         if followed {
             self.sent[1][leg] = Some((begin, end));
         }
-        let doubtful = doubtful.filter(|_| self.ordered);
-        doubtful.map(|silence| format!("a leg or source was silent for {silence:?}"))
     }
 }
 
@@ -79,9 +85,11 @@ pub(crate) fn run(plan: &Plan, engines: [Engine; 2]) -> Ended {
                 }
                 let begin = Instant::now();
                 streams.iter_mut().for_each(|stream| stream.send(*leg, *from, packets));
-                if let Some(why) = watch.note(*leg, *followed, begin, Instant::now()) {
+                let end = Instant::now();
+                if let Some(why) = watch.doubt(begin, end) {
                     return Ended::Disturbed(format!("at step {step} {why}"));
                 }
+                watch.note(*leg, *followed, begin, end);
             }
             Step::Tell { leg, from, datagram } => {
                 streams.iter_mut().for_each(|stream| stream.tell(*leg, *from, datagram));
@@ -103,12 +111,20 @@ pub(crate) fn run(plan: &Plan, engines: [Engine; 2]) -> Ended {
         if matches!(what, Step::Read | Step::Skim)
             && let Some(difference) = compare(&streams, &mut equal)
         {
-            return Ended::Differ { difference, step, steps: plan.steps.len() };
+            let now = Instant::now();
+            return match watch.doubt(now, now) {
+                Some(why) => Ended::Disturbed(format!("at step {step} {why}")),
+                None => Ended::Differ { difference, step, steps: plan.steps.len() },
+            };
         }
     }
+    let now = Instant::now();
     streams.iter_mut().for_each(Stream::finish);
     let step = plan.steps.len();
     match compare(&streams, &mut equal) {
+        Some(_) if watch.doubt(now, Instant::now()).is_some() => {
+            Ended::Disturbed("at the end".into())
+        }
         Some(difference) => Ended::Differ { difference, step, steps: step },
         None => {
             let [left, _] = streams;

@@ -35,8 +35,10 @@ fn story() -> Story {
     Story { pairs, account, before, after, snapshots: 1, kernel: false, left: Vec::new() }
 }
 
+type Change = fn(&mut Story);
+
 /// By the check that has to find it.
-const CHANGES: &[(&str, fn(&mut Story))] = &[
+const CHANGES: &[(&str, Change)] = &[
     ("one_fate", |story| story.pairs[0].received.counters.published -= 1),
     ("one_fate", |story| story.pairs[1].received.counters.duplicate += 1),
     ("one_fate", |story| story.pairs[0].sent.last.counters.sent -= 1),
