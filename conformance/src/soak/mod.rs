@@ -123,72 +123,69 @@ fn run(h: &Harness, options: &SoakArgs) -> Story {
     drop(Line::open(h, false));
     let before = Machine::now();
     let lines = [false, true].map(|redundant| Line::open(h, redundant));
-    let names: Vec<String> = lines.iter().map(|line| line.name.clone()).collect();
-    let mut crowd = Crowd::new(h, names.clone(), options.seed);
-    let (over, stop, audited) =
-        (AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(false));
-    let laws: Vec<(Stats, Law)> = lines
-        .iter()
-        .flat_map(|line| {
-            let (rx, tx): (Law, Law) = (books::assert_balanced, books::assert_transmit_balanced);
-            [(line.rx.stats(), rx), (line.tx.stats(), tx)]
-        })
-        .collect();
-    let (pairs, account, snapshots) = thread::scope(|scope| {
+    let names = lines.each_ref().map(|line| line.name.clone());
+    let crowd = Crowd::new(h, names.to_vec(), options.seed);
+    let (pairs, account, snapshots) = work(lines, crowd, Duration::from_secs(options.seconds));
+    let kernel = h.kind() == EngineKind::Kernel;
+    let after = settle(&before, kernel);
+    Story { pairs, account, before, after, snapshots, kernel, left: remaining(&names) }
+}
+
+/// Loads the lines for this time, and ends them. Returns what became of them and of their readers, and how
+/// often their books were looked at.
+#[track_caller]
+fn work(lines: [Line; 2], mut crowd: Crowd<'_>, time: Duration) -> (Vec<Pair>, Account, u64) {
+    let laws = lines.each_ref().map(|line| {
+        let (rx, tx): (Law, Law) = (books::assert_balanced, books::assert_transmit_balanced);
+        [(line.rx.stats(), rx), (line.tx.stats(), tx)]
+    });
+    let flags = [const { AtomicBool::new(false) }; 3];
+    let [over, stop, audited] = &flags;
+    thread::scope(|scope| {
         // Whatever panics, the others have to end.
-        let _end = EndAll([&over, &stop, &audited]);
-        let auditor = scope.spawn(|| audit(&laws, &audited));
-        let mut at_work = Vec::new();
-        for line in lines {
+        let _end = EndAll(&flags);
+        let auditor = scope.spawn(|| audit(laws.as_flattened(), audited));
+        let at_work = lines.map(|line| {
             let (stats, len) = (line.rx.stats(), line.payload_len());
-            let (Line { rx, tx, .. }, to, over, stop) = (line, stats.clone(), &over, &stop);
+            let (Line { rx, tx, .. }, to) = (line, stats.clone());
             let sender = scope.spawn(move || load::transmit(tx, &to, len, over));
             let owner = scope.spawn(move || load::own(rx, stop));
-            at_work.push((stats, sender, owner));
-        }
-        let end = Instant::now() + Duration::from_secs(options.seconds);
-        while Instant::now() < end {
+            (stats, sender, owner)
+        });
+        let end = Instant::now() + time;
+        let broken = |(_, sender, owner): &(_, Thread<'_, Sent>, Thread<'_, _>)| {
+            sender.is_finished() || owner.is_finished()
+        };
+        while Instant::now() < end && !at_work.iter().any(broken) && !auditor.is_finished() {
             crowd.stir();
-            let ended = |(_, sender, owner): &(_, _, thread::ScopedJoinHandle<'_, _>)| {
-                thread::ScopedJoinHandle::<Sent>::is_finished(sender) || owner.is_finished()
-            };
-            if at_work.iter().any(ended) || auditor.is_finished() {
-                break;
-            }
             // The pace of what happens to readers.
             thread::sleep(ms(30));
         }
         over.store(true, Ordering::Release);
-        let sent = at_work.into_iter().map(|(stats, sender, owner)| (stats, join(sender), owner));
-        let sent: Vec<_> = sent.collect();
+        let sent = at_work.map(|(stats, sender, owner)| (stats, join(sender), owner));
         crowd.disperse();
         // The owner's, and the steady one's: a process that was killed takes a moment to be gone.
-        let readers = |stats: &Stats| stats.counters().readers;
-        let all_left = || sent.iter().all(|(stats, ..)| readers(stats) == 2);
-        wait::happens_within(wait::LONG, all_left);
-        let counts: Vec<u64> = sent.iter().map(|(stats, ..)| readers(stats)).collect();
+        let readers = |(stats, ..): &(Stats, _, _)| stats.counters().readers;
+        wait::happens_within(wait::LONG, || sent.iter().all(|sent| readers(sent) == 2));
+        let counts = sent.each_ref().map(readers);
         stop.store(true, Ordering::Release);
         let pairs = sent.into_iter().zip(counts).map(|((_, sent, owner), readers)| {
             let (owner, received) = join(owner);
             Pair { sent, received, owner, readers }
         });
-        let pairs: Vec<Pair> = pairs.collect();
-        let account = crowd.conclude();
+        let (pairs, account) = (pairs.collect(), crowd.conclude());
         audited.store(true, Ordering::Release);
         (pairs, account, join(auditor))
-    });
-    drop(laws);
-    let kernel = h.kind() == EngineKind::Kernel;
-    let after = settle(&before, kernel);
-    let left = remaining(&names);
-    Story { pairs, account, before, after, snapshots, kernel, left }
+    })
 }
+
+type Thread<'scope, T> = thread::ScopedJoinHandle<'scope, T>;
 
 /// The law of a stream's books.
 type Law = fn(&rtp_mgr::ring::abi::StreamCounters);
 
 /// Ends the threads that wait for these.
-struct EndAll<'a>([&'a AtomicBool; 3]);
+struct EndAll<'a>(&'a [AtomicBool]);
 
 impl Drop for EndAll<'_> {
     fn drop(&mut self) {
@@ -196,7 +193,7 @@ impl Drop for EndAll<'_> {
     }
 }
 
-fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+fn join<T>(thread: Thread<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
 }
 

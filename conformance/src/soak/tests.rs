@@ -15,12 +15,13 @@ fn story() -> Story {
     let pairs = [false, true].map(|redundant| {
         let line = Line::open(&h, redundant);
         let (stats, len) = (line.rx.stats(), line.payload_len());
-        let (over, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+        let flags = [const { AtomicBool::new(false) }; 2];
+        let [over, stop] = &flags;
         let Line { rx, tx, .. } = line;
         let (sent, (owner, received)) = thread::scope(|scope| {
-            let _end = EndAll([&over, &stop, &stop]);
-            let owner = scope.spawn(|| load::own(rx, &stop));
-            let sender = scope.spawn(|| load::transmit(tx, &stats, len, &over));
+            let _end = EndAll(&flags);
+            let owner = scope.spawn(|| load::own(rx, stop));
+            let sender = scope.spawn(|| load::transmit(tx, &stats, len, over));
             wait::until(|| "500 packets".into(), || stats.counters().published >= 500);
             over.store(true, Ordering::Release);
             let sent = join(sender);
