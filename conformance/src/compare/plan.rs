@@ -19,6 +19,8 @@ use crate::wire::{HEADER, Rtp, payload};
 pub(crate) const FOR_EVER: Duration = Duration::from_secs(60);
 /// A silence after which another source takes over, and no doubt about it: 200 ms are asked for.
 const SILENCE: Duration = Duration::from_millis(320);
+/// How long an outage lasts.
+const OUTAGE: Duration = Duration::from_millis(600);
 /// Timestamp units that are hours at any usual rate.
 const FAR: u32 = 1 << 30;
 /// Packets of a train at most, and of one of long packets: a socket buffer holds it one by one, too.
@@ -254,6 +256,7 @@ struct Writer {
 impl Writer {
     fn write(&mut self) {
         self.run(40);
+        self.outage();
         for _ in 0..EVENTS {
             match self.dice.below(16) {
                 0..=3 => {
@@ -280,7 +283,6 @@ impl Writer {
                 self.steps.push(Step::Skim);
             }
         }
-        self.outage();
         self.run(40);
     }
 
@@ -563,12 +565,13 @@ impl Writer {
         self.begin();
     }
 
-    /// Loss of more than the number alone tells: the clocks have to.
+    /// Loss of more than the number alone tells: the clocks have to. It comes early, while the source's pace is
+    /// that of a run without pauses: there was ample time for what is missing.
     fn outage(&mut self) {
         let Some((_, hz)) = self.shape.clock_rate else { return };
-        self.steps.push(Step::Pause(SILENCE));
-        let ticks = (u128::from(hz) * (SILENCE.as_millis() + 60) / 1_000) as u32;
-        self.speaker.next = self.speaker.next.wrapping_add(3_300);
+        self.steps.push(Step::Pause(OUTAGE));
+        let ticks = (u128::from(hz) * (OUTAGE.as_millis() + 50) / 1_000) as u32;
+        self.speaker.next = self.speaker.next.wrapping_add(3_050);
         self.speaker.timestamp = self.speaker.timestamp.wrapping_add(ticks);
         self.begin();
     }

@@ -19,6 +19,8 @@ use super::stream::{Stream, senders};
 const SILENCE: Duration = Duration::from_millis(200);
 /// Between a packet's arrival and the send.
 const SLACK: Duration = Duration::from_millis(2);
+/// How much longer a silence may be than it was meant to.
+const OVERSLEPT: Duration = Duration::from_millis(250);
 /// How late an engine's timer may be.
 const TIMER: Duration = Duration::from_millis(80);
 
@@ -104,8 +106,13 @@ pub(crate) fn run(plan: &Plan, engines: [Engine; 2]) -> Ended {
             }
             Step::Pause(time) => {
                 streams.iter_mut().for_each(Stream::settle);
+                let begin = Instant::now();
                 // The silence is what is tried.
                 thread::sleep(*time);
+                let slept = begin.elapsed();
+                if slept > *time + OVERSLEPT {
+                    return Ended::Disturbed(format!("at step {step} {time:?} took {slept:?}"));
+                }
             }
         }
         if matches!(what, Step::Read | Step::Skim)
