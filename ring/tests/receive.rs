@@ -545,6 +545,33 @@ fn another_source_is_filtered_while_the_first_lives_and_takes_over_with_all_it_s
     }
 }
 
+/// The timer of an engine may run late, after packets that came when it was due.
+#[test]
+fn who_takes_over_does_not_depend_on_when_the_engine_looks() {
+    let [on_time, late] = [true, false].map(|on_time| {
+        let mut rig = Rig::new(Setup { order: 4, ..Setup::default() });
+        for sequence in 0..5 {
+            rig.packet(Sent::new(sequence).ssrc(7));
+        }
+        // More than can be held for it.
+        for sequence in 500..520 {
+            rig.now += MS;
+            rig.packet(Sent::new(sequence).ssrc(8));
+        }
+        let due = rig.core.next_deadline().expect("the takeover is due without another packet");
+        if on_time {
+            rig.wait(due - rig.now);
+        }
+        rig.now = due + MS;
+        rig.packet(Sent::new(520).ssrc(8));
+        rig.packet(Sent::new(5).ssrc(7));
+        rig.finish();
+        (rig.packets(), rig.counters().epochs, rig.counters().dropped_filtered)
+    });
+    assert_eq!(on_time.0, (0..5).chain(512..521).collect::<Vec<u16>>());
+    assert_eq!(on_time, late);
+}
+
 #[test]
 fn another_source_takes_over_at_once_after_bye() {
     let mut rig = Rig::new(Setup::default());
