@@ -15,6 +15,7 @@ use core::ptr::NonNull;
 
 use kernel::alloc::allocator::Vmalloc;
 use kernel::alloc::flags::{__GFP_NOWARN, __GFP_ZERO, GFP_KERNEL_ACCOUNT};
+use kernel::bindings;
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
 
@@ -306,11 +307,35 @@ impl Memory {
         if slot >= self.header.slot_total || len > self.header.slot_stride {
             return None;
         }
-        let start = (slot as usize).saturating_mul(self.header.slot_stride as usize);
-        let offset = (self.header.slots_offset as usize).saturating_add(start);
+        let offset = (self.header.slots_offset as usize).saturating_add(self.slot_offset(slot));
         // SAFETY: The slot is one of the region's, so its start is inside.
         let address = unsafe { self.region.0.as_ptr().cast::<u8>().add(offset) };
         NonNull::new(address.cast_mut())
+    }
+
+    /// The first `len` bytes of `slot` by pages: page, offset in it, bytes. As [`slot_bytes`](Self::slot_bytes).
+    pub(crate) fn slot_pages(
+        &self,
+        slot: u32,
+        len: u32,
+    ) -> impl Iterator<Item = (*mut bindings::page, u32, u32)> {
+        let mut address = self.slot_bytes(slot, len);
+        let mut left = len;
+        core::iter::from_fn(move || {
+            let at = address.filter(|_| left > 0)?.as_ptr();
+            let offset = (at.addr() % PAGE) as u32;
+            let part = left.min((PAGE as u32).saturating_sub(offset));
+            left = left.saturating_sub(part);
+            address = NonNull::new(at.wrapping_add(part as usize));
+            // SAFETY: It points into a vmalloc allocation, whose pages live as long as `self`.
+            let page = unsafe { bindings::vmalloc_to_page(at.cast_const().cast()) };
+            Some((page, offset, part))
+        })
+    }
+
+    /// Where in the slots' pages `slot` begins, bytes from the first one.
+    pub(crate) fn slot_offset(&self, slot: u32) -> usize {
+        (slot as usize).saturating_mul(self.header.slot_stride as usize)
     }
 
     /// The part that a mapping of `len` bytes at `offset` is in, as `viewer` may map it.

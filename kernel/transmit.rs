@@ -7,10 +7,15 @@
 //! ([`crate::stream`]).
 //!
 //! A batch is sent to every leg before the next one begins: a packet counts as sent when at least one
-//! leg took it. Sending copies, so that a slot is free as soon as its packet was taken.
+//! leg took it.
+//!
+//! Small sends are copied, so that a slot is free as soon as its packet was taken. Large ones leave from the
+//! ring's own pages where the device can read them ([`crate::sink::flight`]): such a slot is released
+//! when the network has let go of it. Nothing waits for that, neither other packets nor STOP.
 //!
 //! Of the writer's memory only the words of its control page and descriptors are read, each once; the
-//! bytes of slots go to the network as they are at that moment, and nothing here looks at them.
+//! bytes of slots go to the network as they are at that moment, or until it lets go of them, and nothing
+//! here looks at them.
 
 use kernel::alloc::flags::{__GFP_NOWARN, GFP_KERNEL_ACCOUNT};
 use kernel::bindings;
@@ -23,11 +28,12 @@ use crate::clock::ClockPage;
 use crate::compat::EOPNOTSUPP;
 use crate::memory::Memory;
 use crate::primitives::{monotonic_ns, tai_ns, trace};
-use crate::ring::abi::{self, ioctl, status, LegFigures, StreamCounters, LEGS_MAX};
+use crate::ring::abi::{self, ioctl, status, LegFigures, StreamCounters, LEGS_MAX, PAGE};
 use crate::ring::figures::FigureBlocks;
 use crate::ring::pace::{stall_limit_ns, Pacer, Rate, LATE_NS, RETRY_NS};
 use crate::ring::transmit::{awake, Job, Progress, TransmitCore};
-use crate::sink::udp::{Gather, UdpSink, DATAGRAM_MAX, SEGMENTS_MAX};
+use crate::sink::flight::{Departure, Flights, Outcome};
+use crate::sink::udp::{Gather, UdpSink, DATAGRAM_MAX, PIECES_MAX, SEGMENTS_MAX};
 use crate::stream::Shared;
 use crate::thread::{self, ActsFor, Bell, Thread, ThreadOwner};
 
@@ -35,6 +41,13 @@ use crate::thread::{self, ActsFor, Bell, Thread, ThreadOwner};
 const BATCH_MAX: usize = 256;
 /// How often a launch time that is still to come is looked at again: the clock may be set.
 const LAUNCH_CHECK_NS: u64 = 500_000_000;
+/// Sends of fewer bytes are copied, which then costs less than to hear of their end.
+const PAGES_MIN: usize = 10_000;
+/// A leg whose packets the network copied after all is copied here for this long, and then tried again: its
+/// route may be another one.
+const COPY_NS: u64 = 1_000_000_000;
+/// A thread that wakes sooner than this looks at flights that are over then, and not before.
+const SOON_NS: u64 = 1_000_000;
 /// What writers are told by poll: that they may write, and as every event file does that there is news
 /// (`EPOLLRDNORM` and `EPOLLWRNORM` are with the two).
 const WRITABLE: u32 = bindings::POLLOUT | 0x100 | bindings::POLLIN | 0x40;
@@ -51,9 +64,7 @@ pub(crate) struct Transmit {
     /// Held by the thread for one batch at a time.
     #[pin]
     engine: Mutex<Engine>,
-    // After the engine, whose legs ring it.
-    #[pin]
-    bell: Bell,
+    bell: Arc<Bell>,
     shared: Arc<Shared>,
     /// Those who opened the stream's file: sends are theirs.
     opener: ARef<Credential>,
@@ -78,11 +89,12 @@ impl Transmit {
         opener: ARef<Credential>,
     ) -> Result<Arc<Self>> {
         let engine = Engine::new(&shared.memory, start)?;
+        let bell = Arc::pin_init(Bell::new(), GFP_KERNEL_ACCOUNT)?;
         Arc::pin_init(
             pin_init!(Self {
                 thread <- new_mutex!(None, "rtp_mgr thread"),
                 engine <- new_mutex!(engine, "rtp_mgr transmit"),
-                bell <- Bell::new(),
+                bell,
                 shared,
                 opener,
             }),
@@ -95,9 +107,10 @@ impl Transmit {
     /// # Errors
     ///
     /// `EINVAL`: no such leg, or a flag that a transmit leg does not have. `EBUSY`: it has a socket.
-    /// Those of [`UdpSink::adopt`].
+    /// Those of [`UdpSink::adopt`] and [`Flights::new`].
     pub(crate) fn add_leg(&self, request: &ioctl::AddLeg) -> Result {
-        if request.flags & !ioctl::LEG_NO_GSO != 0 || request.source != [0; 16] {
+        let known = ioctl::LEG_NO_GSO | ioctl::LEG_NO_ZEROCOPY;
+        if request.flags & !known != 0 || request.source != [0; 16] {
             return Err(EINVAL);
         }
         let mut engine = self.engine.lock();
@@ -105,9 +118,14 @@ impl Transmit {
         if place.is_some() {
             return Err(EBUSY);
         }
-        // SAFETY: The bell does not move, and is dropped after the engine, which keeps the sink.
-        let sink = unsafe { UdpSink::adopt(request.fd, &self.bell)? };
-        *place = Some(Leg::new(sink, request.flags & ioctl::LEG_NO_GSO == 0));
+        let sink = UdpSink::adopt(request.fd, self.bell.clone())?;
+        let leg = Leg::new(sink, request.flags);
+        if leg.pages_from_ns.is_some() && engine.flights.is_none() {
+            engine.flights = Some(Flights::new(self.bell.clone())?);
+        }
+        if let Some(place) = engine.legs.get_mut(request.leg as usize) {
+            *place = Some(leg);
+        }
         engine.publish(&self.shared, monotonic_ns());
         Ok(())
     }
@@ -168,6 +186,8 @@ impl Transmit {
     pub(crate) fn counters(&self) -> StreamCounters {
         let mut engine = self.engine.lock();
         let now_ns = monotonic_ns();
+        // Nobody else does while the stream is stopped.
+        engine.land(now_ns);
         engine.publish(&self.shared, now_ns);
         engine.core.counters(now_ns)
     }
@@ -258,6 +278,8 @@ struct Message {
     packets: usize,
     /// Length of each but the last, if there are several.
     segment: Option<u16>,
+    /// It is made of pages. The positions, first and number, that it is of.
+    pages: Option<(u64, u32)>,
 }
 
 /// One network path.
@@ -265,6 +287,8 @@ struct Leg {
     sink: UdpSink,
     /// Neighbours of equal length go out together.
     offload: bool,
+    /// When the network may read the ring's own pages; `None`: never.
+    pages_from_ns: Option<u64>,
     /// Packets of the present batch that this leg is done with.
     done: usize,
     blocked_since: Option<u64>,
@@ -296,6 +320,8 @@ struct Engine {
     batch: KVVec<InFlight>,
     filled: usize,
     gather: Gather,
+    /// When a leg may be sent to from the ring's own pages.
+    flights: Option<Flights>,
     clock: ClockPage,
     /// `need_kick` is set.
     asleep: bool,
@@ -351,7 +377,7 @@ impl Engine {
         control.position.store(start);
         control.wake_at.store(start);
         let flags = GFP_KERNEL_ACCOUNT | __GFP_NOWARN;
-        let progress = KVVec::from_elem(Progress::Waiting, header.slot_count as usize, flags)?;
+        let progress = KVVec::from_elem(Progress::default(), header.slot_count as usize, flags)?;
         Ok(Self {
             id: header.stream_id,
             core: TransmitCore::new(progress, header.slot_stride, start),
@@ -364,6 +390,7 @@ impl Engine {
             batch: KVVec::from_elem(InFlight::default(), BATCH_MAX, flags)?,
             filled: 0,
             gather: Gather::new()?,
+            flights: None,
             clock: ClockPage::new(),
             asleep: false,
         })
@@ -396,6 +423,9 @@ impl Engine {
             self.asleep = false;
         }
         let next = self.round(shared);
+        if self.landing(next) {
+            return Next::Now;
+        }
         if next == Next::Kick {
             if !self.core.prepare_sleep(need_kick, memory.control(WRITER).position) {
                 awake(need_kick);
@@ -406,11 +436,38 @@ impl Engine {
         next
     }
 
+    /// Has the thread woken when a slot is free that was not when it went to sleep, unless it wakes soon
+    /// enough. `true`: one is free already.
+    fn landing(&mut self, next: Next) -> bool {
+        let sleeps = match next {
+            Next::Now => false,
+            Next::At(until_ns) => until_ns > monotonic_ns().saturating_add(SOON_NS),
+            Next::Kick => true,
+        };
+        sleeps && self.flights.as_mut().is_some_and(Flights::expect)
+    }
+
+    /// Releases the slots that the network has let go of.
+    fn land(&mut self, now_ns: u64) {
+        let Some(flights) = &mut self.flights else { return };
+        let (core, legs) = (&mut self.core, &mut self.legs);
+        flights.land(|leg, trip, outcome| {
+            core.let_go(trip.first, trip.count);
+            // A leg that was let go of meanwhile has no figures any more.
+            let Some(Some(leg)) = legs.get_mut(leg) else { return };
+            match outcome {
+                Outcome::Read => bump(&mut leg.figures.zerocopy, trip.packets.into()),
+                Outcome::Copied => leg.copy_until(now_ns.saturating_add(COPY_NS)),
+            }
+        });
+    }
+
     /// Takes the next batch, if there is none, and sends what the legs take of it.
     fn round(&mut self, shared: &Shared) -> Next {
         let memory = &shared.memory;
         // In this order: a launch time is then never believed to have come before it has.
         let (tai_ns, now_ns) = (tai_ns(), monotonic_ns());
+        self.land(now_ns);
         self.core.observe_head(memory.control(WRITER).position.load_acquire());
         if self.filled == 0 {
             let next = self.take_batch(memory, now_ns, tai_ns);
@@ -483,20 +540,38 @@ impl Engine {
     }
 
     /// Sends to one leg what it takes of the batch.
-    fn send(&mut self, leg: usize, memory: &Memory, now_ns: u64) {
-        let Some(leg) = self.legs.get_mut(leg).and_then(Option::as_mut) else { return };
+    fn send(&mut self, number: usize, memory: &Memory, now_ns: u64) {
+        let Some(leg) = self.legs.get_mut(number).and_then(Option::as_mut) else { return };
         let batch = self.batch.get_mut(..self.filled).unwrap_or_default();
-        let counters = self.core.counters_mut();
         // An ICMP answer to an earlier packet is told once, instead of sending. A second error in a row
         // is about this packet.
         let mut answered = false;
-        while let Some(message) = leg.message(batch, memory, &mut self.gather) {
+        loop {
+            let flights = self.flights.as_mut().filter(|flights| flights.has_idle(number));
+            let pages = flights.is_some() && leg.pages_from_ns.is_some_and(|from| now_ns >= from);
+            let Some(message) = leg.message(batch, memory, &mut self.gather, pages) else { break };
             if message.packets == 0 {
                 leg.give_up(batch, 1, bindings::EFAULT);
                 continue;
             }
+            let flight = match (message.pages, flights) {
+                (Some(positions), Some(flights)) => {
+                    let flight = depart(&mut self.core, flights, number, positions);
+                    if flight.is_none() {
+                        leg.copy_until(now_ns.saturating_add(COPY_NS));
+                        continue;
+                    }
+                    flight
+                }
+                _ => None,
+            };
+            let counters = self.core.counters_mut();
             bump(&mut counters.socket_calls, 1);
-            let errno = match leg.sink.send(&mut self.gather, message.segment) {
+            let sent = leg.sink.send(&mut self.gather, message.segment, flight);
+            if let (Some(flight), Some(flights)) = (flight, &mut self.flights) {
+                flights.away(flight, if sent.is_ok() { message.packets } else { 0 });
+            }
+            let errno = match sent {
                 Ok(()) => {
                     leg.took(batch, &message, now_ns);
                     if message.packets > 1 {
@@ -514,7 +589,6 @@ impl Engine {
                 }
                 // Once more: space may have come before it waited for some.
                 Verdict::Blocked => leg.sink.wait_for_space(),
-                Verdict::Split => leg.offload = false,
                 Verdict::Icmp => {
                     bump(&mut leg.figures.external_drops, 1);
                     bump(&mut counters.external_drops, 1);
@@ -522,11 +596,16 @@ impl Engine {
                     answered = true;
                     continue;
                 }
+                // Whatever it is, the plain way tells whether it has to do with the pages.
+                _ if message.pages.is_some() => leg.copy_until(now_ns.saturating_add(COPY_NS)),
+                Verdict::Split => leg.offload = false,
                 Verdict::GiveUp => leg.give_up(batch, message.packets, errno),
             }
             answered = false;
         }
-        leg.sink.wait_no_more();
+        if let Some(leg) = self.legs.get_mut(number).and_then(Option::as_mut) {
+            leg.sink.wait_no_more();
+        }
     }
 
     /// Ends the waiting for legs that take nothing for too long.
@@ -585,6 +664,9 @@ impl Engine {
     }
 
     /// Gives up what was not sent.
+    ///
+    /// What the network still reads has been counted as sent. Its slots are not released before the network
+    /// lets go of them, and that is looked at by [`land`](Self::land).
     fn stop(&mut self, shared: &Shared) {
         let memory = &shared.memory;
         let batch = self.batch.get_mut(..self.filled).unwrap_or_default();
@@ -602,43 +684,146 @@ impl Engine {
         awake(memory.live(status::NEED_KICK));
         self.asleep = false;
         memory.live(status::STATE).store(abi::STATE_STOPPED);
-        self.publish(shared, monotonic_ns());
+        let now_ns = monotonic_ns();
+        self.land(now_ns);
+        self.publish(shared, now_ns);
     }
 }
 
+/// A flight for the send of a message of these positions, which are then held by it. `None`: the message
+/// cannot have one.
+fn depart(
+    core: &mut TransmitCore<KVVec<Progress>>,
+    flights: &mut Flights,
+    leg: usize,
+    (first, count): (u64, u32),
+) -> Option<Departure> {
+    if !core.hold(first, count) {
+        return None;
+    }
+    let flight = flights.depart(leg, first, count);
+    if flight.is_none() {
+        core.let_go(first, count);
+    }
+    flight
+}
+
+/// Packets that follow each other, and their bytes.
+#[derive(Clone, Copy, Default)]
+struct Neighbours {
+    packets: usize,
+    bytes: usize,
+}
+
+impl Neighbours {
+    fn and(self, len: u32) -> Self {
+        Self {
+            packets: self.packets.saturating_add(1),
+            bytes: self.bytes.saturating_add(len as usize),
+        }
+    }
+}
+
+/// The first of `packets` whose slots are in no more pieces of pages than a send can have.
+fn in_pages(packets: &[InFlight], memory: &Memory) -> Neighbours {
+    let mut neighbours = Neighbours::default();
+    let (mut pieces, mut end_before) = (0_usize, usize::MAX);
+    for InFlight { job, .. } in packets {
+        let begin = memory.slot_offset(job.slot);
+        let end = begin.saturating_add(job.len as usize);
+        let pages = end.div_ceil(PAGE).saturating_sub(begin / PAGE);
+        // What goes on in the middle of a page goes on in the same piece.
+        let joined = begin == end_before && begin % PAGE != 0;
+        pieces = pieces.saturating_add(pages).saturating_sub(usize::from(joined));
+        if pieces > PIECES_MAX {
+            break;
+        }
+        neighbours = neighbours.and(job.len);
+        end_before = end;
+    }
+    neighbours
+}
+
 impl Leg {
-    fn new(sink: UdpSink, offload: bool) -> Self {
+    /// `flags`: those of [`ioctl::AddLeg`].
+    fn new(sink: UdpSink, flags: u32) -> Self {
         let figures = LegFigures { socket_buffer: sink.buffer(), ..LegFigures::default() };
-        Self { sink, offload, done: 0, blocked_since: None, figures }
+        let pages_from_ns = (flags & ioctl::LEG_NO_ZEROCOPY == 0).then_some(0);
+        let offload = flags & ioctl::LEG_NO_GSO == 0;
+        Self { sink, offload, pages_from_ns, done: 0, blocked_since: None, figures }
+    }
+
+    /// Sends nothing from the ring's own pages before `from_ns`.
+    fn copy_until(&mut self, from_ns: u64) {
+        if let Some(pages_from_ns) = &mut self.pages_from_ns {
+            *pages_from_ns = from_ns;
+        }
     }
 
     /// The next send of the batch, with its parts in `gather`; `None` when this leg is done with it.
-    ///
-    /// With offload, neighbours of equal length go together. A shorter one may close a message: that is
-    /// what a segmented message looks like on the wire, too.
-    fn message(&self, batch: &[InFlight], memory: &Memory, gather: &mut Gather) -> Option<Message> {
+    /// `pages`: it may be of the ring's own pages.
+    fn message(
+        &self,
+        batch: &[InFlight],
+        memory: &Memory,
+        gather: &mut Gather,
+        pages: bool,
+    ) -> Option<Message> {
         gather.clear();
         let rest = batch.get(self.done..)?;
-        let first_len = rest.first()?.job.len;
-        let most = if self.offload { SEGMENTS_MAX } else { 1 };
+        let first = rest.first()?.job;
+        let mut neighbours = self.neighbours(rest);
+        let mut pages = pages && neighbours.bytes >= PAGES_MIN;
+        if pages {
+            let some = in_pages(rest.get(..neighbours.packets)?, memory);
+            pages = some.bytes >= PAGES_MIN;
+            neighbours = if pages { some } else { neighbours };
+        }
         let mut packets = 0_usize;
-        for packet in rest.iter().take(most) {
-            let fits = gather.bytes().saturating_add(packet.job.len as usize) <= DATAGRAM_MAX;
-            if packets > 0 && (packet.job.len > first_len || !fits) {
-                break;
-            }
+        let mut last = first.position;
+        for InFlight { job, .. } in rest.iter().take(neighbours.packets) {
             // The core has checked slot and length, so there is such memory.
-            let Some(address) = memory.slot_bytes(packet.job.slot, packet.job.len) else { break };
-            if !gather.add(address, packet.job.len as usize) {
+            let added = if pages {
+                gather.add_pages(memory, job.slot, job.len)
+            } else {
+                memory
+                    .slot_bytes(job.slot, job.len)
+                    .is_some_and(|address| gather.add(address, job.len as usize))
+            };
+            if !added {
                 break;
             }
             packets = packets.saturating_add(1);
-            if packet.job.len < first_len {
+            last = job.position;
+        }
+        // Positions that were passed over are among them.
+        let count = last.wrapping_sub(first.position).wrapping_add(1) as u32;
+        Some(Message {
+            packets,
+            segment: if packets > 1 { u16::try_from(first.len).ok() } else { None },
+            pages: pages.then_some((first.position, count)),
+        })
+    }
+
+    /// Those that may leave in one send, the first of them at least.
+    ///
+    /// With offload, neighbours of equal length go together. A shorter one may close a message: that is
+    /// what a segmented message looks like on the wire, too.
+    fn neighbours(&self, rest: &[InFlight]) -> Neighbours {
+        let most = if self.offload { SEGMENTS_MAX } else { 1 };
+        let first_len = rest.first().map_or(0, |first| first.job.len);
+        let mut neighbours = Neighbours::default();
+        for InFlight { job, .. } in rest.iter().take(most) {
+            let more = neighbours.and(job.len);
+            if neighbours.packets > 0 && (job.len > first_len || more.bytes > DATAGRAM_MAX) {
+                break;
+            }
+            neighbours = more;
+            if job.len < first_len {
                 break;
             }
         }
-        let segment = if packets > 1 { u16::try_from(first_len).ok() } else { None };
-        Some(Message { packets, segment })
+        neighbours
     }
 
     /// The network took a message.
