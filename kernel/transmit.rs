@@ -9,9 +9,11 @@
 //! A batch is sent to every leg before the next one begins: a packet counts as sent when at least one
 //! leg took it.
 //!
-//! Small sends are copied, so that a slot is free as soon as its packet was taken. Large ones leave from the
-//! ring's own pages where the device can read them ([`crate::sink::flight`]): such a slot is released
-//! when the network has let go of it. Nothing waits for that, neither other packets nor STOP.
+//! Small sends are copied, so that a slot is free as soon as its packet was taken. Large ones of a stream with
+//! one leg leave from the ring's own pages where the device can read them ([`crate::sink::flight`]): such a
+//! slot is released when the network has let go of it, for which STOP does not wait. Since a queue may hold
+//! packets for any time, and the ring with them, a leg is first tried with copies ([`Pages`]). A second leg
+//! must not be held up by the first one's queue: packets of two legs are copied.
 //!
 //! Of the writer's memory only the words of its control page and descriptors are read, each once; the
 //! bytes of slots go to the network as they are at that moment, or until it lets go of them, and nothing
@@ -26,13 +28,13 @@ use kernel::sync::{new_mutex, Arc, Mutex};
 
 use crate::clock::ClockPage;
 use crate::compat::EOPNOTSUPP;
-use crate::memory::Memory;
+use crate::memory::{Memory, SlotCopy};
 use crate::primitives::{monotonic_ns, tai_ns, trace};
 use crate::ring::abi::{self, ioctl, status, LegFigures, StreamCounters, LEGS_MAX, PAGE};
 use crate::ring::figures::FigureBlocks;
 use crate::ring::pace::{stall_limit_ns, Pacer, Rate, LATE_NS, RETRY_NS};
 use crate::ring::transmit::{awake, Job, Progress, TransmitCore};
-use crate::sink::flight::{Departure, Flights, Outcome};
+use crate::sink::flight::{Departure, Flights, Outcome, Trip};
 use crate::sink::udp::{Gather, UdpSink, DATAGRAM_MAX, PIECES_MAX, SEGMENTS_MAX};
 use crate::stream::Shared;
 use crate::thread::{self, ActsFor, Bell, Thread, ThreadOwner};
@@ -43,9 +45,13 @@ const BATCH_MAX: usize = 256;
 const LAUNCH_CHECK_NS: u64 = 500_000_000;
 /// Sends of fewer bytes are copied, which then costs less than to hear of their end.
 const PAGES_MIN: usize = 10_000;
-/// A leg whose packets the network copied after all is copied here for this long, and then tried again: its
-/// route may be another one.
+/// A leg whose packets the network copied after all, or held too long, is copied here for this long, and then
+/// tried again: its route may be another one.
 const COPY_NS: u64 = 1_000_000_000;
+/// How long the network may hold what a leg is tried with.
+const PROMPT_NS: u64 = 10_000_000;
+/// How long it may hold slots before the leg is copied again.
+const OVERDUE_NS: u64 = 100_000_000;
 /// A thread that wakes sooner than this looks at flights that are over then, and not before.
 const SOON_NS: u64 = 1_000_000;
 /// What writers are told by poll: that they may write, and as every event file does that there is news
@@ -119,8 +125,8 @@ impl Transmit {
             return Err(EBUSY);
         }
         let sink = UdpSink::adopt(request.fd, self.bell.clone())?;
-        let leg = Leg::new(sink, request.flags);
-        if leg.pages_from_ns.is_some() && engine.flights.is_none() {
+        let leg = Leg::new(sink, request.flags, engine.legs.count == 1);
+        if leg.pages != Pages::Never && engine.flights.is_none() {
             engine.flights = Some(Flights::new(self.bell.clone())?);
         }
         if let Some(place) = engine.legs.get_mut(request.leg as usize) {
@@ -163,7 +169,11 @@ impl Transmit {
 
     /// Lets the legs' sockets go. The stream is not running.
     pub(crate) fn let_go(&self) {
-        self.engine.lock().legs.clear();
+        let mut engine = self.engine.lock();
+        engine.legs.clear();
+        if let Some(flights) = &mut engine.flights {
+            flights.forget();
+        }
     }
 
     /// Waits for the thread's end. `false`: there was none.
@@ -278,8 +288,29 @@ struct Message {
     packets: usize,
     /// Length of each but the last, if there are several.
     segment: Option<u16>,
-    /// It is made of pages. The positions, first and number, that it is of.
-    pages: Option<(u64, u32)>,
+    origin: Origin,
+}
+
+/// What a message is made of.
+enum Origin {
+    /// Slots, which are copied.
+    Copy,
+    /// Slots, which are read until the flight is over: those of so many positions.
+    Slots { first: u64, count: u32 },
+    /// A copy that is read until the flight is over. The network keeps its pages.
+    Trial(#[allow(dead_code, reason = "it lives until it is sent")] SlotCopy),
+}
+
+/// Whether the network may read a leg's packets from the ring's own pages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pages {
+    Never,
+    /// Not before this time; then the next large send is preceded by a trial.
+    After(u64),
+    /// That is out: one packet, from pages that are not the ring's.
+    Trial,
+    /// It did and was prompt.
+    Granted,
 }
 
 /// One network path.
@@ -287,8 +318,7 @@ struct Leg {
     sink: UdpSink,
     /// Neighbours of equal length go out together.
     offload: bool,
-    /// When the network may read the ring's own pages; `None`: never.
-    pages_from_ns: Option<u64>,
+    pages: Pages,
     /// Packets of the present batch that this leg is done with.
     done: usize,
     blocked_since: Option<u64>,
@@ -455,11 +485,24 @@ impl Engine {
             core.let_go(trip.first, trip.count);
             // A leg that was let go of meanwhile has no figures any more.
             let Some(Some(leg)) = legs.get_mut(leg) else { return };
+            let prompt = now_ns.saturating_sub(trip.since_ns) <= PROMPT_NS;
             match outcome {
-                Outcome::Read => bump(&mut leg.figures.zerocopy, trip.packets.into()),
+                _ if trip.packets == 0 => {}
                 Outcome::Copied => leg.copy_until(now_ns.saturating_add(COPY_NS)),
+                Outcome::Read if trip.count != 0 => {
+                    bump(&mut leg.figures.zerocopy, trip.packets.into());
+                }
+                Outcome::Read if prompt => leg.pages = Pages::Granted,
+                Outcome::Read => leg.copy_until(now_ns.saturating_add(COPY_NS)),
             }
         });
+        for (number, leg) in legs.places.iter_mut().enumerate() {
+            let Some(leg) = leg.as_mut().filter(|leg| leg.pages == Pages::Granted) else { continue };
+            let since_ns = flights.oldest_ns(number).unwrap_or(now_ns);
+            if now_ns.saturating_sub(since_ns) > OVERDUE_NS {
+                leg.copy_until(now_ns.saturating_add(COPY_NS));
+            }
+        }
     }
 
     /// Takes the next batch, if there is none, and sends what the legs take of it.
@@ -548,23 +591,20 @@ impl Engine {
         let mut answered = false;
         loop {
             let flights = self.flights.as_mut().filter(|flights| flights.has_idle(number));
-            let pages = flights.is_some() && leg.pages_from_ns.is_some_and(|from| now_ns >= from);
-            let Some(message) = leg.message(batch, memory, &mut self.gather, pages) else { break };
+            let pages = if flights.is_some() { leg.pages } else { Pages::Never };
+            let message = leg.message(batch, memory, &mut self.gather, pages, now_ns);
+            let Some(message) = message else { break };
             if message.packets == 0 {
                 leg.give_up(batch, 1, bindings::EFAULT);
                 continue;
             }
-            let flight = match (message.pages, flights) {
-                (Some(positions), Some(flights)) => {
-                    let flight = depart(&mut self.core, flights, number, positions);
-                    if flight.is_none() {
-                        leg.copy_until(now_ns.saturating_add(COPY_NS));
-                        continue;
-                    }
-                    flight
-                }
-                _ => None,
-            };
+            let flight = flights.and_then(|flights| {
+                depart(&mut self.core, flights, number, &message.origin, now_ns)
+            });
+            if flight.is_none() && !matches!(message.origin, Origin::Copy) {
+                leg.copy_until(now_ns.saturating_add(COPY_NS));
+                continue;
+            }
             let counters = self.core.counters_mut();
             bump(&mut counters.socket_calls, 1);
             let sent = leg.sink.send(&mut self.gather, message.segment, flight);
@@ -573,6 +613,9 @@ impl Engine {
             }
             let errno = match sent {
                 Ok(()) => {
+                    if matches!(message.origin, Origin::Trial(_)) {
+                        leg.pages = Pages::Trial;
+                    }
                     leg.took(batch, &message, now_ns);
                     if message.packets > 1 {
                         bump(&mut counters.coalesced, message.packets as u64);
@@ -596,9 +639,11 @@ impl Engine {
                     answered = true;
                     continue;
                 }
-                // Whatever it is, the plain way tells whether it has to do with the pages.
-                _ if message.pages.is_some() => leg.copy_until(now_ns.saturating_add(COPY_NS)),
                 Verdict::Split => leg.offload = false,
+                // The plain way tells whether it has to do with the pages.
+                Verdict::GiveUp if flight.is_some() => {
+                    leg.copy_until(now_ns.saturating_add(COPY_NS));
+                }
                 Verdict::GiveUp => leg.give_up(batch, message.packets, errno),
             }
             answered = false;
@@ -690,18 +735,24 @@ impl Engine {
     }
 }
 
-/// A flight for the send of a message of these positions, which are then held by it. `None`: the message
-/// cannot have one.
+/// A flight for the send of a message, if it needs one, by which its positions are then held. `None`: it
+/// needs none, or cannot have one.
 fn depart(
     core: &mut TransmitCore<KVVec<Progress>>,
     flights: &mut Flights,
     leg: usize,
-    (first, count): (u64, u32),
+    origin: &Origin,
+    since_ns: u64,
 ) -> Option<Departure> {
-    if !core.hold(first, count) {
+    let (first, count) = match origin {
+        Origin::Copy => return None,
+        Origin::Slots { first, count } => (*first, *count),
+        Origin::Trial(_) => (0, 0),
+    };
+    if count != 0 && !core.hold(first, count) {
         return None;
     }
-    let flight = flights.depart(leg, first, count);
+    let flight = flights.depart(leg, Trip { first, count, packets: 0, since_ns });
     if flight.is_none() {
         core.let_go(first, count);
     }
@@ -724,9 +775,9 @@ impl Neighbours {
     }
 }
 
-/// The first of `packets` whose slots are in no more pieces of pages than a send can have.
-fn in_pages(packets: &[InFlight], memory: &Memory) -> Neighbours {
-    let mut neighbours = Neighbours::default();
+/// Whether the slots of all `packets` are in no more pieces of pages than a send can have. Where they are not,
+/// more sends would cost more than the copy.
+fn fits_pages(packets: &[InFlight], memory: &Memory) -> bool {
     let (mut pieces, mut end_before) = (0_usize, usize::MAX);
     for InFlight { job, .. } in packets {
         let begin = memory.slot_offset(job.slot);
@@ -735,74 +786,58 @@ fn in_pages(packets: &[InFlight], memory: &Memory) -> Neighbours {
         // What goes on in the middle of a page goes on in the same piece.
         let joined = begin == end_before && begin % PAGE != 0;
         pieces = pieces.saturating_add(pages).saturating_sub(usize::from(joined));
-        if pieces > PIECES_MAX {
-            break;
-        }
-        neighbours = neighbours.and(job.len);
         end_before = end;
     }
-    neighbours
+    pieces <= PIECES_MAX
 }
 
 impl Leg {
-    /// `flags`: those of [`ioctl::AddLeg`].
-    fn new(sink: UdpSink, flags: u32) -> Self {
+    /// `flags`: those of [`ioctl::AddLeg`]. `alone`: the stream has no other.
+    fn new(sink: UdpSink, flags: u32, alone: bool) -> Self {
         let figures = LegFigures { socket_buffer: sink.buffer(), ..LegFigures::default() };
-        let pages_from_ns = (flags & ioctl::LEG_NO_ZEROCOPY == 0).then_some(0);
+        let may = alone && flags & ioctl::LEG_NO_ZEROCOPY == 0;
+        let pages = if may { Pages::After(0) } else { Pages::Never };
         let offload = flags & ioctl::LEG_NO_GSO == 0;
-        Self { sink, offload, pages_from_ns, done: 0, blocked_since: None, figures }
+        Self { sink, offload, pages, done: 0, blocked_since: None, figures }
     }
 
     /// Sends nothing from the ring's own pages before `from_ns`.
     fn copy_until(&mut self, from_ns: u64) {
-        if let Some(pages_from_ns) = &mut self.pages_from_ns {
-            *pages_from_ns = from_ns;
+        if self.pages != Pages::Never {
+            self.pages = Pages::After(from_ns);
         }
     }
 
     /// The next send of the batch, with its parts in `gather`; `None` when this leg is done with it.
-    /// `pages`: it may be of the ring's own pages.
     fn message(
         &self,
         batch: &[InFlight],
         memory: &Memory,
         gather: &mut Gather,
-        pages: bool,
+        pages: Pages,
+        now_ns: u64,
     ) -> Option<Message> {
         gather.clear();
         let rest = batch.get(self.done..)?;
         let first = rest.first()?.job;
-        let mut neighbours = self.neighbours(rest);
-        let mut pages = pages && neighbours.bytes >= PAGES_MIN;
-        if pages {
-            let some = in_pages(rest.get(..neighbours.packets)?, memory);
-            pages = some.bytes >= PAGES_MIN;
-            neighbours = if pages { some } else { neighbours };
-        }
-        let mut packets = 0_usize;
-        let mut last = first.position;
-        for InFlight { job, .. } in rest.iter().take(neighbours.packets) {
-            // The core has checked slot and length, so there is such memory.
-            let added = if pages {
-                gather.add_pages(memory, job.slot, job.len)
-            } else {
-                memory
-                    .slot_bytes(job.slot, job.len)
-                    .is_some_and(|address| gather.add(address, job.len as usize))
-            };
-            if !added {
-                break;
+        let together = self.neighbours(rest);
+        let packets = rest.get(..together.packets)?;
+        match pages {
+            _ if together.bytes < PAGES_MIN => {}
+            Pages::After(from_ns) if now_ns >= from_ns => {
+                if let Ok(copy) = memory.slot_copy(first.slot, first.len) {
+                    gather.add_pieces(copy.pieces());
+                    return Some(Message { packets: 1, segment: None, origin: Origin::Trial(copy) });
+                }
             }
-            packets = packets.saturating_add(1);
-            last = job.position;
+            Pages::Granted => {
+                if fits_pages(packets, memory) {
+                    return Some(of_pages(packets, memory, gather));
+                }
+            }
+            _ => {}
         }
-        // Positions that were passed over are among them.
-        let count = last.wrapping_sub(first.position).wrapping_add(1) as u32;
-        Some(Message {
-            packets,
-            segment: if packets > 1 { u16::try_from(first.len).ok() } else { None },
-            pages: pages.then_some((first.position, count)),
-        })
+        Some(of_copies(packets, memory, gather))
     }
 
     /// Those that may leave in one send, the first of them at least.
@@ -847,6 +882,43 @@ impl Leg {
         }
         self.blocked_since = None;
     }
+}
+
+/// A message of packets that are copied.
+fn of_copies(packets: &[InFlight], memory: &Memory, gather: &mut Gather) -> Message {
+    let mut count = 0_usize;
+    for InFlight { job, .. } in packets {
+        // The core has checked slot and length, so there is such memory.
+        let address = memory.slot_bytes(job.slot, job.len);
+        if !address.is_some_and(|address| gather.add(address, job.len as usize)) {
+            break;
+        }
+        count = count.saturating_add(1);
+    }
+    Message { packets: count, segment: segment(packets, count), origin: Origin::Copy }
+}
+
+/// A message of packets whose slots are read, of no more pieces than one can have.
+fn of_pages(packets: &[InFlight], memory: &Memory, gather: &mut Gather) -> Message {
+    let (mut count, mut last) = (0_usize, 0);
+    for InFlight { job, .. } in packets {
+        if !gather.add_pieces(memory.slot_pages(job.slot, job.len)) {
+            break;
+        }
+        count = count.saturating_add(1);
+        last = job.position;
+    }
+    let first = packets.first().map_or(last, |first| first.job.position);
+    // Positions that were passed over are among them.
+    let positions = last.wrapping_sub(first).wrapping_add(1) as u32;
+    let origin = Origin::Slots { first, count: positions };
+    Message { packets: count, segment: segment(packets, count), origin }
+}
+
+/// The length of each, if there are several.
+fn segment(packets: &[InFlight], count: usize) -> Option<u16> {
+    let first = packets.first().filter(|_| count > 1)?;
+    u16::try_from(first.job.len).ok()
 }
 
 /// What `errno` means for a message. `answered`: the send before had met an ICMP error.

@@ -103,6 +103,8 @@ pub(crate) struct Trip {
     pub(crate) count: u32,
     /// Packets that left. 0: the send failed.
     pub(crate) packets: u32,
+    /// When it began, CLOCK_MONOTONIC.
+    pub(crate) since_ns: u64,
 }
 
 /// What became of a send.
@@ -259,6 +261,11 @@ pub(crate) fn wait_for_completions() {
     }
 }
 
+/// The flight of `leg` that a bit stands for.
+fn number(leg: usize, bit: u32) -> usize {
+    leg.saturating_mul(PER_LEG).saturating_add(bit as usize)
+}
+
 impl Flights {
     /// As many for each leg, none out. `bell` is rung as [`expect`](Self::expect) says.
     ///
@@ -313,13 +320,13 @@ impl Flights {
         self.idle.get(leg).is_some_and(|idle| *idle != 0)
     }
 
-    /// A flight for a send of `leg` that reads the slots of `count` positions from `first` on. Its
-    /// sender calls [`away`](Self::away) after the send. `None`: all are out.
-    pub(crate) fn depart(&mut self, leg: usize, first: u64, count: u32) -> Option<Departure> {
+    /// A flight for a send of `leg`. Its sender calls [`away`](Self::away) after the send. `None`: all are
+    /// out.
+    pub(crate) fn depart(&mut self, leg: usize, trip: Trip) -> Option<Departure> {
         let idle = self.idle.get_mut(leg).filter(|idle| **idle != 0)?;
         let bit = idle.trailing_zeros();
-        let number = leg.checked_mul(PER_LEG)?.checked_add(bit as usize)?;
-        *self.trips.get_mut(number)? = Trip { first, count, packets: 0 };
+        let number = number(leg, bit);
+        *self.trips.get_mut(number)? = trip;
         *idle &= !1_u64.wrapping_shl(bit);
         // The flight's own reference to the file: given back by `Flight::put`.
         let _ = ARef::into_raw(self.file.clone());
@@ -358,7 +365,7 @@ impl Flights {
             let mut bits = landed.xchg(0, ordering::Full);
             *idle |= bits;
             while bits != 0 {
-                let number = leg.saturating_mul(PER_LEG).saturating_add(bits.trailing_zeros() as usize);
+                let number = number(leg, bits.trailing_zeros());
                 bits &= bits.wrapping_sub(1);
                 let (Some(flight), Some(trip)) = (pool.flights.get(number), self.trips.get(number))
                 else {
@@ -369,6 +376,26 @@ impl Flights {
                 told(leg, trip, if copied { Outcome::Copied } else { Outcome::Read });
             }
         }
+    }
+
+    /// The legs are no more what they were: what becomes of flights that are out tells nothing of them.
+    pub(crate) fn forget(&mut self) {
+        for trip in self.trips.iter_mut() {
+            trip.packets = 0;
+        }
+    }
+
+    /// When the oldest flight of `leg` that is out began.
+    pub(crate) fn oldest_ns(&self, leg: usize) -> Option<u64> {
+        let mut out = !self.idle.get(leg)?;
+        let mut oldest_ns = None;
+        while out != 0 {
+            let number = number(leg, out.trailing_zeros());
+            out &= out.wrapping_sub(1);
+            let since_ns = self.trips.get(number).map_or(u64::MAX, |trip| trip.since_ns);
+            oldest_ns = Some(oldest_ns.map_or(since_ns, |oldest_ns: u64| oldest_ns.min(since_ns)));
+        }
+        oldest_ns
     }
 
     /// Has the bell rung when the next flight is over, until [`land`](Self::land) is called. `true`: one

@@ -16,7 +16,7 @@ use kernel::prelude::*;
 use kernel::sync::Arc;
 use kernel::types::Opaque;
 
-use crate::memory::Memory;
+use crate::memory::Piece;
 use crate::sink::flight::Departure;
 use crate::thread::Bell;
 
@@ -262,7 +262,7 @@ impl Gather {
     }
 
     /// Adds memory that lives longer than this. What stands right behind the part before becomes
-    /// part of it. `false`: there is no room. Not together with [`add_pages`](Self::add_pages).
+    /// part of it. `false`: there is no room. Not together with [`add_pieces`](Self::add_pieces).
     pub(crate) fn add(&mut self, address: NonNull<u8>, len: usize) -> bool {
         let address: *mut c_void = address.as_ptr().cast();
         let last = self.parts.checked_sub(1).and_then(|last| self.memory.get_mut(last));
@@ -280,10 +280,10 @@ impl Gather {
         true
     }
 
-    /// Adds the first `len` bytes of a slot, which lives longer than this, as pieces of its pages. What
-    /// stands right behind the piece before becomes part of it. `false`: there is no room.
-    pub(crate) fn add_pages(&mut self, memory: &Memory, slot: u32, len: u32) -> bool {
-        for (page, offset, len) in memory.slot_pages(slot, len) {
+    /// Adds pieces of pages that live longer than this. What stands right behind the one before becomes
+    /// part of it. `false`: there is no room. Not together with [`add`](Self::add).
+    pub(crate) fn add_pieces(&mut self, pieces: impl Iterator<Item = Piece>) -> bool {
+        for Piece { page, offset, len } in pieces {
             let last = self.parts.checked_sub(1).and_then(|last| self.pieces.get_mut(last));
             match last {
                 Some(last)
@@ -294,8 +294,7 @@ impl Gather {
                 }
                 _ => {
                     let Some(piece) = self.pieces.get_mut(self.parts) else { return false };
-                    *piece =
-                        bindings::bio_vec { bv_page: page, bv_len: len, bv_offset: offset };
+                    *piece = bindings::bio_vec { bv_page: page, bv_len: len, bv_offset: offset };
                     self.parts = self.parts.saturating_add(1);
                 }
             }

@@ -647,6 +647,9 @@ fn a_port_where_nobody_listens_is_counted_and_sending_goes_on() {
     writer.commit();
     let arrived = collect(back, 1, SILENCE).join().unwrap();
     assert_eq!(arrived, [numbered(1_000, 100)]);
+    // It arrives before it is counted.
+    let next = writer.next;
+    assert!(writer.wait_for(next, LIMIT));
     assert_eq!(writer.counters().sent, sent + 1);
 }
 
