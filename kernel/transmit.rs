@@ -648,9 +648,7 @@ impl Engine {
             }
             answered = false;
         }
-        if let Some(leg) = self.legs.get_mut(number).and_then(Option::as_mut) {
-            leg.sink.wait_no_more();
-        }
+        leg.sink.wait_no_more();
     }
 
     /// Ends the waiting for legs that take nothing for too long.
