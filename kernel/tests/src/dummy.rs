@@ -23,8 +23,8 @@ pub fn shell(line: &str) {
     assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
-/// A device that drops what it is to send, in the network `prefix`.0/24, with room for packets of 9,000
-/// bytes. It can read pages and segment.
+/// A device that drops what it is to send, in the networks `prefix`.0/24 and fd88::/64, with room for packets
+/// of 9,000 bytes. It can read pages and segment.
 #[derive(Debug)]
 pub struct Dummy {
     name: &'static str,
@@ -37,6 +37,7 @@ impl Dummy {
         shell(&format!("ip link add {name} mtu 9000 type dummy"));
         let dummy = Self { name, prefix };
         shell(&format!("ip addr add {prefix}.1/24 dev {name} && ip link set {name} up"));
+        shell(&format!("ip addr add fd88::1/64 dev {name} nodad"));
         dummy
     }
 
@@ -55,6 +56,13 @@ impl Dummy {
         let socket = UdpSocket::bind((format!("{}.1", self.prefix), 0)).expect("bind");
         set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 64 << 20);
         socket.connect((format!("{}.77", self.prefix), PORT)).expect("connect");
+        socket
+    }
+
+    /// The same with IPv6.
+    pub fn sender_v6(&self) -> UdpSocket {
+        let socket = UdpSocket::bind("[fd88::1]:0").expect("bind");
+        socket.connect(("fd88::77", PORT)).expect("connect");
         socket
     }
 

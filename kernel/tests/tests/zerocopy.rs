@@ -1,13 +1,20 @@
 //! Sends from the ring's own pages: which they are, and that no slot is released before the network has
 //! let go of it.
 
+#![allow(unsafe_code)] // A tun device, a namespace.
+
+use std::fs::{self, File};
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rtp_mgr_kernel_tests::books::assert_transmit_books as assert_books;
-use rtp_mgr_kernel_tests::dummy::{Dummy, LEN};
-use rtp_mgr_kernel_tests::transmit::{Writer, collect, numbered, receiver, request, sender};
+use rtp_mgr_kernel_tests::dummy::{Dummy, LEN, shell};
+use rtp_mgr_kernel_tests::random::Random;
+use rtp_mgr_kernel_tests::transmit::{
+    Writer, collect, numbered, receiver, request, sender, switches, threads,
+};
 use rtp_mgr_ring::abi::{Descriptor, LegFigures, ioctl};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -72,6 +79,7 @@ fn large_sends_are_read_from_the_ring() {
         assert!(reads(&socket, shape, 0), "{shape:?}");
         assert_eq!(through(&socket, shape, 200, ioctl::LEG_NO_ZEROCOPY).zerocopy, 0);
     }
+    assert!(reads(&dummy.sender_v6(), (1_400, 1_400), 0), "over IPv6");
     // One by one they are too small.
     assert_eq!(through(&socket, (1_400, 1_400), 200, ioctl::LEG_NO_GSO).zerocopy, 0);
 }
@@ -225,6 +233,115 @@ fn two_legs_are_copied_so_that_one_holds_up_no_other() {
         let figures = writer.leg(leg);
         assert_eq!((figures.received, figures.zerocopy), (500, 0));
     }
+}
+
+#[test]
+fn a_stream_that_waits_for_the_network_costs_nothing() {
+    let dummy = Dummy::new("zc10", "10.88.10");
+    assert_eq!(threads(), [], "of earlier tests");
+    let mut writer = dummy.prompt(ioctl::Create { ring_order: 7, ..request() }, LIMIT);
+    dummy.queue(FOR_LONG);
+    send(&mut writer, 0..46);
+    let [thread] = threads()[..] else { panic!("one stream, one thread: {:?}", threads()) };
+    // What it was doing when it counted them is over when it next sleeps.
+    std::thread::sleep(Duration::from_millis(200));
+    let before = switches(thread);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(switches(thread), before, "it was not woken");
+    assert_eq!(writer.next - writer.tail(), 46);
+}
+
+#[test]
+fn a_reader_of_a_tun_device_that_never_reads_holds_nothing_up() {
+    const IFF_TUN_NO_PI_VNET_HDR: i16 = 0x1 | 0x1000 | 0x4000;
+    const TUN_F_CSUM_USO4_USO6: libc::c_ulong = 0x1 | 0x20 | 0x40;
+    shell("modprobe tun");
+    let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    // SAFETY: A request of zeros is one.
+    let mut interface: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in interface.ifr_name.iter_mut().zip(b"zctun") {
+        *to = *from as libc::c_char;
+    }
+    interface.ifr_ifru.ifru_flags = IFF_TUN_NO_PI_VNET_HDR;
+    // SAFETY: A file of the driver, a request and a number.
+    let made = unsafe {
+        [
+            libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut interface),
+            libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, TUN_F_CSUM_USO4_USO6),
+        ]
+    };
+    assert_eq!(made, [0, 0], "{}", std::io::Error::last_os_error());
+    shell("ip addr add 10.88.11.1/24 dev zctun && ip link set zctun up");
+    let socket = UdpSocket::bind("10.88.11.1:0").unwrap();
+    socket.connect("10.88.11.77:5004").unwrap();
+    let create = ioctl::Create { ring_order: 8, slot_stride: LEN as u32, ..request() };
+    let mut writer = Writer::running(create, &[&socket]).unwrap();
+    let packet = numbered(0, LEN);
+    writer.send_all([packet.as_slice(); 3_000], LIMIT);
+    let (counters, figures) = (writer.counters(), writer.leg(0));
+    assert_books(&counters);
+    assert_eq!((counters.pending, figures.zerocopy), (0, 0), "its reader gets copies: {figures:?}");
+    // What it has goes with its file, as it does when its reader is killed.
+    drop(file);
+    writer.send_all([packet.as_slice(); 300], LIMIT);
+    assert_books(&writer.counters());
+}
+
+#[test]
+fn a_namespace_goes_when_its_queue_has_let_go() {
+    let held = || fs::read_to_string("/sys/module/rtp_mgr/refcnt").unwrap().trim().to_owned();
+    assert_eq!(held(), "0", "by earlier tests");
+    std::thread::spawn(|| {
+        // SAFETY: This thread alone gets a network of its own.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+        let dummy = Dummy::new("zc12", "10.88.12");
+        let mut writer = dummy.prompt(ioctl::Create { ring_order: 7, ..request() }, LIMIT);
+        dummy.queue("delay 2s");
+        send(&mut writer, 0..46);
+        // Its packets hold the socket, and that holds the network.
+        std::mem::forget(dummy);
+    })
+    .join()
+    .unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while held() != "0" {
+        assert!(Instant::now() < deadline, "{} references to the module", held());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn writing_into_slots_that_are_read_hurts_only_the_writer() {
+    let dummy = Dummy::new("zc13", "10.88.13");
+    // Checksums are made while others write.
+    dummy.offload("tx-udp-segmentation off");
+    let mut writer = dummy.prompt(ioctl::Create { ring_order: 7, ..request() }, LIMIT);
+    dummy.queue("delay 4ms 4ms duplicate 10%");
+    let over = AtomicBool::new(false);
+    let slots = writer.device.map(
+        writer.header.slots_offset,
+        writer.header.slots_len,
+        libc::PROT_READ | libc::PROT_WRITE,
+    );
+    let slots = slots.unwrap();
+    std::thread::scope(|scope| {
+        let (over, slots) = (&over, &slots);
+        scope.spawn(move || {
+            let mut random = Random(9);
+            while !over.load(Ordering::Relaxed) {
+                let at = random.below(slots.words().len() as u64) as usize;
+                slots.words()[at].store(random.next());
+            }
+        });
+        let packet = numbered(0, LEN);
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < deadline {
+            writer.send_all([packet.as_slice(); 46], LIMIT);
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    sent(&writer);
+    println!("{:?}", writer.leg(0));
 }
 
 /// Not a test of behaviour: what a packet costs with `vm run --icount`, where time is instructions.
