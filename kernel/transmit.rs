@@ -45,6 +45,8 @@ const BATCH_MAX: usize = 256;
 const LAUNCH_CHECK_NS: u64 = 500_000_000;
 /// Sends of fewer bytes are copied, which then costs less than to hear of their end.
 const PAGES_MIN: usize = 10_000;
+/// So do pieces of pages of fewer bytes, on average: slots with much room between their packets.
+const PIECE_MIN: usize = 2_048;
 /// A leg whose packets the network copied after all, or held too long, is copied here for this long, and then
 /// tried again: its route may be another one.
 const COPY_NS: u64 = 1_000_000_000;
@@ -773,9 +775,9 @@ impl Neighbours {
     }
 }
 
-/// Whether the slots of all `packets` are in no more pieces of pages than a send can have. Where they are not,
-/// more sends would cost more than the copy.
-fn fits_pages(packets: &[InFlight], memory: &Memory) -> bool {
+/// Whether it costs less to have the slots of `packets` read than to copy their `bytes`: they are in no more
+/// pieces of pages than a send can have, since more sends would cost more, and the pieces are large.
+fn pays(packets: &[InFlight], bytes: usize, memory: &Memory) -> bool {
     let (mut pieces, mut end_before) = (0_usize, usize::MAX);
     for InFlight { job, .. } in packets {
         let begin = memory.slot_offset(job.slot);
@@ -786,7 +788,7 @@ fn fits_pages(packets: &[InFlight], memory: &Memory) -> bool {
         pieces = pieces.saturating_add(pages).saturating_sub(usize::from(joined));
         end_before = end;
     }
-    pieces <= PIECES_MAX
+    pieces <= PIECES_MAX && bytes >= pieces.saturating_mul(PIECE_MIN)
 }
 
 impl Leg {
@@ -829,7 +831,7 @@ impl Leg {
                 }
             }
             Pages::Granted => {
-                if fits_pages(packets, memory) {
+                if pays(packets, together.bytes, memory) {
                     return Some(of_pages(packets, memory, gather));
                 }
             }

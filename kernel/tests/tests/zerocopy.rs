@@ -15,7 +15,7 @@ use rtp_mgr_kernel_tests::random::Random;
 use rtp_mgr_kernel_tests::transmit::{
     Writer, collect, numbered, receiver, request, sender, switches, threads,
 };
-use rtp_mgr_ring::abi::{Descriptor, LegFigures, ioctl};
+use rtp_mgr_ring::abi::{LegFigures, ioctl};
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// Longest time without a packet that is still to come.
@@ -342,49 +342,4 @@ fn writing_into_slots_that_are_read_hurts_only_the_writer() {
     });
     sent(&writer);
     println!("{:?}", writer.leg(0));
-}
-
-/// Not a test of behaviour: what a packet costs with `vm run --icount`, where time is instructions.
-#[test]
-#[ignore = "a measurement"]
-fn measure() {
-    let dummy = Dummy::new("zc9", "10.88.9");
-    std::thread::sleep(Duration::from_secs(5));
-    for (stride, len, train) in [
-        (1_400, 1_400, 8),
-        (1_400, 1_400, 16),
-        (1_400, 1_400, 46),
-        (2_048, 1_400, 8),
-        (2_048, 1_400, 16),
-        (8_192, 8_000, 2),
-        (8_192, 8_000, 6),
-        (8_000, 8_000, 8),
-    ] {
-        let cost = [ioctl::LEG_NO_ZEROCOPY, 0].map(|flags| cost(&dummy, stride, len, train, flags));
-        println!("{len} bytes in slots of {stride}, {train} together: {cost:?}");
-    }
-}
-
-/// Nanoseconds for each packet, and how many were read from the ring.
-fn cost(dummy: &Dummy, stride: u32, len: usize, train: u64, flags: u32) -> (u64, u64) {
-    const ROUNDS: u64 = 200;
-    let create = ioctl::Create { ring_order: 6, slot_stride: stride, ..request() };
-    let mut writer = dummy.writer(create, flags);
-    let packet = numbered(0, len);
-    // The bytes are then there, and the leg has been tried.
-    for _ in 0..8 {
-        writer.send_all([packet.as_slice(); 16], LIMIT);
-    }
-    let (before, read) = (Instant::now(), writer.leg(0).zerocopy);
-    for _ in 0..ROUNDS {
-        for _ in 0..train {
-            let slot = writer.index(writer.next);
-            writer.describe(Descriptor { slot, len: len as u32, ..Default::default() });
-        }
-        writer.commit();
-        let next = writer.next;
-        assert!(writer.wait_for(next, LIMIT));
-    }
-    let cost = before.elapsed().as_nanos() as u64 / (ROUNDS * train);
-    (cost, writer.leg(0).zerocopy - read)
 }
