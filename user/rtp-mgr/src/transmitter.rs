@@ -333,8 +333,8 @@ impl Transmitter {
         }
     }
 
-    /// Waits up to `timeout` until everything committed was sent or given up. Returns whether it
-    /// was.
+    /// Waits up to `timeout` until everything committed was sent or given up, and the network reads none
+    /// of it from the ring any more. Returns whether it was.
     ///
     /// # Errors
     /// The engine has ended.
