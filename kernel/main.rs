@@ -137,3 +137,9 @@ impl kernel::Module for RtpManager {
         Ok(Self { _device: device })
     }
 }
+
+impl Drop for RtpManager {
+    fn drop(&mut self) {
+        sink::flight::wait_for_completions();
+    }
+}

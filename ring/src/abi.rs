@@ -491,6 +491,9 @@ words! {
         pub socket_buffer,
         /// Source table index of what the leg follows, or [`SOURCE_NONE`].
         pub source,
+        /// Transmit: of the received, packets whose slots the network read and nobody copied. Counted when
+        /// it has let go of them.
+        pub zerocopy,
     }
 }
 
@@ -629,6 +632,8 @@ pub mod ioctl {
     pub const LEG_SOURCE: u32 = 1 << 0;
     /// [`AddLeg::flags`], transmit: no segmentation offload.
     pub const LEG_NO_GSO: u32 = 1 << 1;
+    /// [`AddLeg::flags`], transmit: packets are copied, never sent from the ring's own pages.
+    pub const LEG_NO_ZEROCOPY: u32 = 1 << 2;
     /// [`Heard::flags`]: the source [`Heard::ssrc`] has said BYE (RFC 3550 section 6.6).
     pub const HEARD_BYE: u32 = 1 << 0;
 

@@ -290,6 +290,7 @@ fn control_plane() -> String {
         "STOP_LEGS" = format_args!("{:#x}u", ioctl::STOP_LEGS),
         "LEG_SOURCE" = format_args!("{:#x}u", ioctl::LEG_SOURCE),
         "LEG_NO_GSO" = format_args!("{:#x}u", ioctl::LEG_NO_GSO),
+        "LEG_NO_ZEROCOPY" = format_args!("{:#x}u", ioctl::LEG_NO_ZEROCOPY),
         "HEARD_BYE" = format_args!("{:#x}u", ioctl::HEARD_BYE),
         "SOURCE_UDP" = ioctl::SOURCE_UDP,
         "SOURCE_SIMULATED" = ioctl::SOURCE_SIMULATED,

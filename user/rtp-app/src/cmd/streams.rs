@@ -211,7 +211,7 @@ fn transmitted(info: &StreamInfo, snapshot: &StreamSnapshot) -> TxStream {
         destinations: info.legs.clone(),
         ..TxStream::default()
     };
-    transmit_stream(&snapshot.counters, known)
+    transmit_stream(snapshot, known)
 }
 
 fn readers(snapshot: &StreamSnapshot) -> Vec<Reader> {
