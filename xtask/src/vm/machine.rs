@@ -229,6 +229,8 @@ struct Boot {
     /// Archives, one after the other.
     furniture: Vec<PathBuf>,
     archive: Vec<u8>,
+    /// An image of a disk that can be read.
+    disk: Option<PathBuf>,
     mark: String,
     settings: Settings,
 }
@@ -303,7 +305,8 @@ impl Boot {
             furniture.push(furniture::tools(cache, kernel)?);
         }
         let archive = archive.finish();
-        Ok(Self { vmlinuz: kernel.vmlinuz(cache)?, furniture, archive, mark, settings })
+        let disk = guest.and_then(|guest| guest.disk.clone());
+        Ok(Self { vmlinuz: kernel.vmlinuz(cache)?, furniture, archive, disk, mark, settings })
     }
 
     fn write_initrd(&self, mut to: &File) -> Result<()> {
@@ -339,6 +342,12 @@ impl Boot {
                 qemu.args(["-accel", &format!("tcg,thread={threads}"), "-smp", "2", "-cpu", "max"])
             }
         };
+        if let Some(disk) = &self.disk {
+            let file = disk.display().to_string().replace(',', ",,");
+            qemu.args(["-drive", &format!("if=none,id=disk,format=raw,readonly=on,file={file}")]);
+            // The stock kernel needs no module for it.
+            qemu.args(["-device", "nvme,serial=disk,drive=disk"]);
+        }
         qemu.arg("-kernel").arg(&self.vmlinuz).arg("-initrd").arg(initrd);
         let mut line = String::from("console=ttyS0 loglevel=2 log_buf_len=4M panic=-1 oops=panic");
         for word in &self.settings.append {
