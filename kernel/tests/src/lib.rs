@@ -6,6 +6,7 @@
 #![allow(unsafe_code)] // System calls and mapped memory: everything the tests are about.
 
 pub mod books;
+pub mod cgroup;
 pub mod namespace;
 pub mod random;
 pub mod transmit;

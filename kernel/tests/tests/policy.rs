@@ -3,15 +3,16 @@
 
 #![allow(unsafe_code)] // Socket options, BPF.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+use rtp_mgr_kernel_tests::cgroup::Group;
 use rtp_mgr_kernel_tests::namespace::Namespace;
 use rtp_mgr_kernel_tests::transmit::{Writer, request};
 use rtp_mgr_kernel_tests::udp::{
-    LIMIT, bound, drain, local, option, raw_address, rtp, running, sender, sequences, shared, until,
+    LIMIT, bound, drain, local, option, raw_address, rtp, running, sender, sequences, shared,
 };
 use rtp_mgr_ring::abi::ioctl;
 
@@ -111,30 +112,6 @@ fn of_a_source_specific_group_only_that_source_arrives_and_other_members_lose_no
     });
 }
 
-/// A control group that this process is in, until it is dropped.
-struct Group(String);
-
-impl Group {
-    fn new(name: &str) -> Self {
-        let path = format!("/sys/fs/cgroup/{name}");
-        fs::create_dir(&path).unwrap();
-        let group = Self(path);
-        group.enter();
-        group
-    }
-
-    fn enter(&self) {
-        fs::write(format!("{}/cgroup.procs", self.0), std::process::id().to_string()).unwrap();
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        fs::write("/sys/fs/cgroup/cgroup.procs", std::process::id().to_string()).unwrap();
-        until("the group is empty", || fs::remove_dir(&self.0).is_ok());
-    }
-}
-
 /// One instruction of BPF: code, registers, offset, constant.
 fn step(code: u8, to: u8, from: u8, offset: i16, constant: i32) -> u64 {
     u64::from(code)
@@ -153,7 +130,7 @@ fn bpf(command: u32, attribute: &mut [u64; 16]) -> io::Result<RawFd> {
 }
 
 /// A program that refuses packets of RTP over IPv4 with odd sequence numbers, attached to a control group.
-fn refuse_odd(group: &Group, attach_type: u64) {
+fn refuse_odd(group: &str, attach_type: u64) {
     const LOAD_BYTES: i32 = 26;
     const CGROUP_SKB: u64 = 8;
     let code = [
@@ -180,7 +157,7 @@ fn refuse_odd(group: &Group, attach_type: u64) {
     let program = bpf(5, &mut load).expect("a program that the verifier takes");
     // SAFETY: A new descriptor.
     let program = unsafe { OwnedFd::from_raw_fd(program) };
-    let group = File::open(&group.0).unwrap();
+    let group = File::open(group).unwrap();
     let mut attach = [0; 16];
     attach[0] = group.as_raw_fd() as u64 | (program.as_raw_fd() as u64) << 32;
     attach[1] = attach_type;
@@ -195,7 +172,7 @@ fn what_a_program_of_the_control_group_refuses_never_reaches_the_ring() {
     let group = Group::new("ingress");
     let (plain, adopted) = (local(), local());
     let from = [sender(&plain), sender(&adopted)];
-    refuse_odd(&group, INGRESS);
+    refuse_odd(group.path(), INGRESS);
     let mut reader = running(ioctl::Create::default(), &adopted);
     for from in &from {
         (0..200).for_each(|sequence| assert!(from.send(&rtp(sequence)).is_ok()));
@@ -214,7 +191,7 @@ fn what_a_program_of_the_control_group_refuses_to_send_is_counted_and_the_rest_g
     let group = Group::new("egress");
     let to = bound((Ipv4Addr::LOCALHOST, 0).into());
     let socket = sender(&to);
-    refuse_odd(&group, EGRESS);
+    refuse_odd(group.path(), EGRESS);
     let mut writer = Writer::create(request()).unwrap();
     writer.add_leg(0, socket.as_raw_fd(), ioctl::LEG_NO_GSO).unwrap();
     writer.device.plain(ioctl::START).unwrap();
