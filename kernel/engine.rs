@@ -877,6 +877,7 @@ pub(crate) fn config(
             ssrc: chosen(ioctl::CREATE_SSRC).then_some(request.ssrc),
             payload_type: chosen(ioctl::CREATE_PAYLOAD_TYPE).then_some(request.payload_type as u8),
             sources: [None; LEGS_MAX],
+            leave_others: chosen(ioctl::CREATE_LEAVE_OTHERS),
         },
         clock_rates,
         stall_ns,

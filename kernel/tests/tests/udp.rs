@@ -160,6 +160,50 @@ fn what_is_not_rtp_stays_with_the_socket() {
     assert_eq!(counters.received, 5);
 }
 
+#[test]
+fn rtp_of_others_stays_with_the_socket_if_it_is_asked_to() {
+    let socket = local();
+    let named = ioctl::CREATE_SSRC | ioctl::CREATE_PAYLOAD_TYPE;
+    let request = ioctl::Create {
+        flags: named | ioctl::CREATE_LEAVE_OTHERS,
+        ssrc: SSRC,
+        payload_type: 96,
+        ..Default::default()
+    };
+    let mut reader = running(request, &socket);
+    let from = sender(&socket);
+    let other_type = |sequence: u16| {
+        let mut bytes = rtp(sequence);
+        bytes[1] = 97;
+        bytes
+    };
+    // One by one, and a train that ends with one of another's.
+    for sequence in 0..10 {
+        from.send(&rtp_of(7, sequence, 100)).unwrap();
+        from.send(&rtp(sequence)).unwrap();
+        from.send(&other_type(sequence)).unwrap();
+    }
+    option(&from, libc::SOL_UDP, libc::UDP_SEGMENT, &200_i32).unwrap();
+    let train: Vec<_> =
+        [SSRC, SSRC, 7, SSRC, 7].into_iter().zip(10..).map(|(s, n)| rtp_of(s, n, 200)).collect();
+    from.send(&train.concat()).unwrap();
+    let expected: Vec<u16> = (0..12).chain([13]).collect();
+    assert_eq!(sequences(&reader.collect(expected.len(), LIMIT)), expected);
+    let left: Vec<_> = (0..10).flat_map(|n| [rtp_of(7, n, 100), other_type(n)]).collect();
+    until("all of it", || reader.counters().passed_other == 22);
+    assert_eq!(drain(&socket), [left, vec![train[2].clone(), train[4].clone()]].concat());
+    let counters = reader.device.stats().unwrap().1;
+    assert_books(&counters);
+    assert_eq!((counters.received, counters.dropped_filtered), (13, 0));
+    assert_eq!(counters.sources, 1);
+
+    // Of whom, if nobody was named?
+    for flags in [ioctl::CREATE_LEAVE_OTHERS, ioctl::CREATE_LEAVE_OTHERS | ioctl::CREATE_ORDERED] {
+        let request = ioctl::Create { flags, ..Default::default() };
+        assert_eq!(errno(Device::open().unwrap().create_udp(request)), libc::EINVAL);
+    }
+}
+
 /// Attaches a classic filter.
 fn attach_filter(socket: &UdpSocket, code: &mut [libc::sock_filter]) {
     let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
