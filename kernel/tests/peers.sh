@@ -10,9 +10,13 @@ port=138C
 prepare() {
 	mkdir -p /peers
 	tries=0
-	until mount -t ext4 -o ro /dev/nvme0n1 /peers || [ $tries = 100 ]; do
-		sleep 0.1
+	until mount -t ext4 -o ro /dev/nvme0n1 /peers 2>/dev/null; do
 		tries=$((tries + 1))
+		if [ $tries = 100 ]; then
+			echo "Bail out! There is no disk with FFmpeg and GStreamer: cargo xtask vm run --peers"
+			exit 1
+		fi
+		sleep 0.1
 	done
 	export PATH="$PATH:/peers/bin" LD_LIBRARY_PATH=/peers/lib GST_PLUGIN_PATH=/peers/plugins
 	export GST_REGISTRY="$PWD/registry" GST_REGISTRY_FORK=no
