@@ -8,18 +8,19 @@ prepare() {
 	# A second of noise: 1,000 packets of 288 bytes.
 	head -c 288000 /dev/urandom >sound
 	wav sound.wav sound
+	head -c $((4 * 288000)) /dev/urandom >long
 	# 704 packets of a transport stream: 100 of RTP, and one that is shorter.
 	head -c $((704 * 184)) /dev/urandom | xxd -p -c 184 | sed 's/^/47010010/' | xxd -r -p >programme.ts
 }
 
-# send ENGINE LEGS: the sound.
+# send ENGINE LEGS [FILE]: the sound.
 send() {
-	transmit "$1" "$2" --input - --format L24/48000/2 --gso off <sound
+	transmit "$1" "$2" --input - --format L24/48000/2 --gso off <"${3:-sound}"
 }
 
-# whole: everything arrived, bit for bit and in order.
+# whole [FILE PACKETS]: everything arrived, bit for bit and in order.
 whole() {
-	received && books && figure_is lost 0 && figure_is packets 1000 && cmp out sound
+	received && books && figure_is lost 0 && figure_is packets "${2:-1000}" && cmp out "${1:-sound}"
 }
 
 # between FROM TO FORMAT: nothing happens on the way.
@@ -38,29 +39,32 @@ between() {
 	esac
 }
 
-# meanwhile FROM LEGS COUNT COMMAND...: sends, and when so many packets have come out of the cable of leg 1, the command is
-# run, before the last of them.
+# meanwhile FROM LEGS COMMAND...: sends the long sound, and runs the command when packets have come out of the cable of
+# leg 1 and before the last of them.
 meanwhile() {
-	from=$1 to=$2 count=$3
-	shift 3
-	send "$from" "$to" &
+	from=$1 to=$2
+	shift 2
+	send "$from" "$to" long &
 	sender=$!
-	passed "$count" 1 && "$@" || return 1
-	kill -0 $sender || fails "the sender was quicker than the network" || return 1
+	passed 300 1 && "$@" || return 1
+	if ! kill -0 $sender; then
+		# shellcheck disable=SC2034 # For `run_cases`.
+		missing="this machine is too slow: all was sent before anything could be done to the network"
+		return 1
+	fi
 	wait $sender
 }
 
-# reordered FROM TO: every fifth packet overtakes those of 10 ms. (At the beginning those would be late, and rightly so.)
+# reordered FROM TO: every 150th packet overtakes those of 10 ms: not the first, and not BYE.
 reordered() {
-	cable 1 || return 1
-	receive "$2" 1 out && meanwhile "$1" 1 200 effects 1 delay 10ms reorder 100% gap 5 || return 1
-	whole && figure_is_not reordered 0
+	cable 1 delay 10ms reorder 100% gap 150 || return 1
+	receive "$2" 1 out && send "$1" 1 && whole && figure_is_not reordered 0
 }
 
-# jittery FROM TO: and nobody overtakes, or many do.
+# jittery FROM TO: from the middle on, since what comes after the first and was sent before it is late, and rightly so.
 jittery() {
 	cable 1 || return 1
-	receive "$2" 1 out && meanwhile "$1" 1 200 effects 1 delay 10ms 5ms && whole
+	receive "$2" 1 out && meanwhile "$1" 1 effects 1 delay 10ms 5ms && whole long 4000
 }
 
 copied() {
@@ -77,18 +81,19 @@ lossy() {
 	figure_is packets 900 && figure_is lost 99 && figure_is expected 999 && cmp out kept
 }
 
-# recovered FROM TO: leg 2 lacks nothing; leg 1 comes first, and from its 200th packet on lacks a tenth.
+# recovered FROM TO: leg 2 lacks nothing; leg 1 comes first, and lacks every tenth packet.
 recovered() {
-	cable 1 && cable 2 delay 20ms || return 1
-	receive "$2" "1 2" out && meanwhile "$1" "1 2" 200 effects 1 loss 10% || return 1
-	whole && figure_is_not duplicate 0 && figure_is_not recovered 0
+	cable 1 && cable 2 delay 20ms && lose_tenths iifname f1 || return 1
+	receive "$2" "1 2" out && send "$1" "1 2" && whole || return 1
+	# The last of leg 1 is one of the missing, and might still have come.
+	figure_is duplicate 900 && figure_is recovered 99
 }
 
 # pulled FROM TO LEG
 pulled() {
 	cable 1 && cable 2 || return 1
-	receive "$2" "1 2" out && meanwhile "$1" "1 2" 300 ip -n far link set "f$3" down || return 1
-	whole && figure_is_not duplicate 0 && figure_is_not recovered 0
+	receive "$2" "1 2" out && meanwhile "$1" "1 2" ip -n far link set "f$3" down || return 1
+	whole long 4000 && figure_is_not duplicate 0 && figure_is_not recovered 0
 }
 
 for pair in "kernel kernel" "kernel user" "user kernel"; do

@@ -98,27 +98,31 @@ listen() {
 	done
 }
 
-# shuffled: in the middle of a stream every fifth packet overtakes those of 20 ms. (At its beginning those would be late,
-# and at its end BYE could come first.)
-shuffled() {
-	passed 40 1 && effects 1 delay 20ms reorder 100% gap 5 && passed 100 1 && effects 1 delay 20ms
+# packets WHAT: how many of RTP it is, except that FFmpeg sends the sound in packets as it likes.
+packets() {
+	if [ "$1" = programme ]; then echo $(($(stat -c %s programme.ts) / 1316)); else echo 500; fi
+}
+
+# effect WHAT EFFECT: netem's words for it. A few packets overtake those of 20 ms, by number: never the first, which all
+# behind would be late after, and not the BYE at the end (157 packets of RTP, or 500, and some of RTCP).
+effect() {
+	case $1-$2 in
+	programme-reordered) echo delay 20ms reorder 100% gap 60 ;;
+	sound-reordered) echo delay 20ms reorder 100% gap 110 ;;
+	esac
 }
 
 # to_kernel PEER WHAT [EFFECT]: a peer sends, the kernel engine restores the bytes.
 to_kernel() {
-	cable 1 || return 1
+	# shellcheck disable=SC2046 # Words.
+	cable 1 $(effect "$2" "$3") || return 1
 	[ "$2" = programme ] && out=out.ts || out=out.wav
 	[ "$2" = programme ] && options= || options="--format L24/48000/2"
+	# It says no BYE.
+	[ "$1" = ffmpeg ] || options="$options --count $(packets "$2")"
 	# shellcheck disable=SC2086 # Words.
 	receive kernel 1 $out $options
-	if [ "$3" = reordered ]; then
-		send "$1" "$2" &
-		sender=$!
-		shuffled && wait $sender || return 1
-	else
-		send "$1" "$2" || return 1
-	fi
-	received && books && figure_is lost 0 && figure_is late 0 || return 1
+	send "$1" "$2" && received && books && figure_is lost 0 && figure_is late 0 || return 1
 	[ "$3" != reordered ] || figure_is_not reordered 0 || return 1
 	if [ "$2" = programme ]; then cmp out.ts programme.ts; else same_samples out.wav samples; fi
 }
@@ -127,29 +131,25 @@ to_kernel() {
 with_loss() {
 	# RTCP, which FFmpeg sends to the same port, is left alone.
 	cable 1 && lose_tenths "@th,72,8 < 192" || return 1
-	receive kernel 1 out.ts
+	packets=$(packets programme)
+	came=$((packets - packets / 10))
+	[ "$1" = ffmpeg ] && options= || options="--count $came"
+	# shellcheck disable=SC2086 # Words.
+	receive kernel 1 out.ts $options
 	send "$1" programme && received && books || return 1
 	without_tenths 1316 <programme.ts >kept
-	packets=$(($(stat -c %s programme.ts) / 1316))
 	# Of a loss after the last that came nothing is known.
 	lost=$(((packets - 1) / 10))
-	figure_is packets $((packets - packets / 10)) && figure_is lost $lost && cmp out.ts kept
+	figure_is packets $came && figure_is lost $lost && cmp out.ts kept
 }
 
 # from_kernel PEER WHAT [EFFECT]: the kernel engine sends, a peer restores the bytes.
 from_kernel() {
-	cable 1 || return 1
-	[ "$2" = programme ] && input=programme.ts && packets=$(($(stat -c %s programme.ts) / 1316))
-	[ "$2" = sound ] && input=sound.wav && packets=500
-	listen "$1" "$2" "$packets" || return 1
-	if [ "$3" = reordered ]; then
-		transmit kernel 1 --input "$input" &
-		sender=$!
-		shuffled && wait $sender || return 1
-	else
-		transmit kernel 1 --input "$input" || return 1
-	fi
-	received || return 1
+	# shellcheck disable=SC2046 # Words.
+	cable 1 $(effect "$2" "$3") || return 1
+	[ "$2" = programme ] && input=programme.ts || input=sound.wav
+	listen "$1" "$2" "$(packets "$2")" || return 1
+	transmit kernel 1 --input "$input" && received || return 1
 	case $1-$2 in
 	ffmpeg-programme) same_frames ;;
 	gstreamer-programme) cmp out programme.ts ;;

@@ -31,6 +31,8 @@ const COMPARE: &str = "compare.sh";
 const SOAK: &str = "soak.sh";
 /// The name of the test of streams from and to FFmpeg and GStreamer.
 pub const PEERS: &str = "peers.sh";
+/// Those that wait for a network most of the time.
+pub const NAMESPACES: [&str; 2] = [NETWORK, PEERS];
 const SCRIPTS: [&str; 2] = ["scripts/load.sh", "scripts/unload.sh"];
 const CHECKOUT: &str = "/root/rtp_mgr";
 
