@@ -84,6 +84,9 @@ cable() {
 	ip -n near link set "n$leg" up
 	ip -n far link set "f$leg" up
 	ip -n near neighbour add "10.1.$leg.2" lladdr "02:00:00:00:00:0$leg" dev "n$leg"
+	# One CPU takes them: two could swap the first packets of a stream, and what was sent first would be late.
+	# shellcheck disable=SC2016 # The other shell's.
+	ip netns exec far sh -c 'echo 1 >"/sys/class/net/f$1/queues/rx-0/rps_cpus"' sh "$leg"
 	tries=0
 	until ip netns exec near ping -c 1 -W 1 "10.1.$leg.2" >/dev/null 2>&1; do
 		tries=$((tries + 1))
