@@ -158,7 +158,7 @@ receive() {
 	by=$1 on=$2 file=$3
 	shift 3
 	# shellcheck disable=SC2046,SC2086 # Words.
-	ip netns exec far rtp_app rx --engine "$by" $(legs $on) --out "$file" --reorder 200 --ring-order 13 \
+	ip netns exec far rtp_app rx --engine "$by" $(legs $on) --out "$file" --reorder 1000 --ring-order 13 \
 		--idle-timeout 30 --json "$@" >report 2>>errors &
 	receiver=$!
 	waited=0
