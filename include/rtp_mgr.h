@@ -389,6 +389,8 @@ RTP_MGR_ASSERT(sizeof(struct rtp_mgr_reader_status) == 56);
 #define RTP_MGR_CREATE_ORDERED           0x1u
 #define RTP_MGR_CREATE_SSRC              0x2u
 #define RTP_MGR_CREATE_PAYLOAD_TYPE      0x4u
+#define RTP_MGR_CREATE_EXACT_TIMES       0x8u
+#define RTP_MGR_CREATE_LEAVE_OTHERS      0x10u
 #define RTP_MGR_ATTACH_OWN               0x1u
 #define RTP_MGR_STOP_LEGS                0x1u
 #define RTP_MGR_LEG_SOURCE               0x1u

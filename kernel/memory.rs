@@ -15,10 +15,12 @@ use core::ptr::NonNull;
 
 use kernel::alloc::allocator::Vmalloc;
 use kernel::alloc::flags::{__GFP_NOWARN, __GFP_ZERO, GFP_KERNEL_ACCOUNT};
+use kernel::alloc::Vec;
 use kernel::bindings;
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
 
+use crate::allocator;
 use crate::compat::MAYSHARE;
 use crate::ring::abi::{
     self, control, status, Header, LegFigures, ReaderStatus, SourceFigures, StreamCounters,
@@ -46,11 +48,11 @@ struct Page([Word; WORDS]);
 const _: () = assert!(size_of::<Page>() == PAGE && PAGE == kernel::page::PAGE_SIZE);
 
 /// Pages that are zero at first, charged to the memory cgroup of whoever asks for them.
-struct Pages(VVec<Page>);
+struct Pages(Vec<Page, allocator::Pages>);
 
 impl Pages {
     fn new(count: usize) -> Result<Self> {
-        let mut pages = VVec::with_capacity(count, GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN)?;
+        let mut pages = Vec::with_capacity(count, GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN)?;
         // SAFETY: There is room for `count` pages, and zero is a valid value of every word.
         unsafe { pages.inc_len(count) };
         Ok(Self(pages))
@@ -84,7 +86,7 @@ impl Pages {
     /// The page at `index` as the memory management knows it, put into `area` at `address`.
     fn insert(&self, index: usize, area: &VmaNew, address: usize) -> Result {
         let page = self.0.get(index).ok_or(EINVAL)?;
-        // SAFETY: It points to a page of a vmalloc allocation, which lives as long as `self`.
+        // SAFETY: It points to a page of a vmalloc allocation (`allocator::Pages` makes such), which lives as long as `self`.
         let page = unsafe { Vmalloc::to_page(NonNull::from(page).cast()) };
         area.set_mixedmap().vm_insert_page(address, &page)
     }

@@ -623,6 +623,10 @@ pub mod ioctl {
     /// [`Create::flags`]: UDP legs: packets that came coalesced get the times at which they were taken, one
     /// by one, instead of the one time that they share ([`super::feature::EXACT_TIMES`]).
     pub const CREATE_EXACT_TIMES: u64 = 1 << 3;
+    /// [`Create::flags`]: UDP legs: RTP that [`CREATE_SSRC`] or [`CREATE_PAYLOAD_TYPE`], one of which it needs,
+    /// rules out stays with the socket and counts as passed ([`super::StreamCounters::passed_other`]), as what
+    /// is no RTP.
+    pub const CREATE_LEAVE_OTHERS: u64 = 1 << 4;
     /// [`Attach::flags`]: a further reader of the owner's own process. It may be reliable, is never
     /// demoted, and [`Attach::fd`] has to be the owner's file (-EPERM otherwise).
     pub const ATTACH_OWN: u32 = 1 << 0;

@@ -286,6 +286,8 @@ fn control_plane() -> String {
         "CREATE_ORDERED" = format_args!("{:#x}u", ioctl::CREATE_ORDERED),
         "CREATE_SSRC" = format_args!("{:#x}u", ioctl::CREATE_SSRC),
         "CREATE_PAYLOAD_TYPE" = format_args!("{:#x}u", ioctl::CREATE_PAYLOAD_TYPE),
+        "CREATE_EXACT_TIMES" = format_args!("{:#x}u", ioctl::CREATE_EXACT_TIMES),
+        "CREATE_LEAVE_OTHERS" = format_args!("{:#x}u", ioctl::CREATE_LEAVE_OTHERS),
         "ATTACH_OWN" = format_args!("{:#x}u", ioctl::ATTACH_OWN),
         "STOP_LEGS" = format_args!("{:#x}u", ioctl::STOP_LEGS),
         "LEG_SOURCE" = format_args!("{:#x}u", ioctl::LEG_SOURCE),
