@@ -126,11 +126,45 @@ pub(crate) struct Engine {
     exact_times: bool,
 }
 
+/// Bytes of a packet that tell what it is: `RTP_MGR_HEAD` of shim.h.
+pub(crate) const HEAD: usize = 20;
+
+/// The first bytes of a packet.
+#[derive(Clone, Copy)]
+pub(crate) struct Head {
+    bytes: [u8; HEAD],
+    len: usize,
+}
+
+impl Head {
+    pub(crate) const EMPTY: Self = Self { bytes: [0; HEAD], len: 0 };
+
+    /// Takes over the first of `bytes`.
+    pub(crate) fn fill(&mut self, bytes: &[u8]) {
+        if let Some(bytes) = bytes.first_chunk() {
+            *self = Self { bytes: *bytes, len: HEAD };
+            return;
+        }
+        self.len = bytes.len();
+        for (to, from) in self.bytes.iter_mut().zip(bytes) {
+            *to = *from;
+        }
+    }
+
+    /// No more than `len` bytes.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or(&self.bytes)
+    }
+}
+
 /// A packet of a leg.
-pub(crate) struct Datagram<'a> {
+pub(crate) struct Datagram {
     pub(crate) leg: u8,
-    /// Its first bytes.
-    pub(crate) head: &'a [u8],
+    pub(crate) head: Head,
     pub(crate) len: u32,
     /// The next packet of its train comes right after it.
     pub(crate) more: bool,
@@ -423,7 +457,7 @@ impl Engine {
     pub(crate) fn datagram(
         &mut self,
         memory: &Memory,
-        datagram: &Datagram<'_>,
+        datagram: &Datagram,
         copy: impl FnOnce(&mut [u8]) -> bool,
     ) -> Outcome {
         if self.must_look() {
@@ -440,7 +474,7 @@ impl Engine {
         }
         let mut slots = [0];
         if self.core.take_slots(&mut slots) == 0 {
-            self.core.without_slot(datagram.head);
+            self.core.without_slot(datagram.head.bytes());
             return Outcome::Taken;
         }
         let [slot] = slots;
@@ -466,7 +500,7 @@ impl Engine {
             }
             None => {
                 packet.truncated = true;
-                datagram.head
+                datagram.head.bytes()
             }
         };
         match self.core.packet(&memory.ring(), &packet, bytes) {
@@ -483,11 +517,19 @@ impl Engine {
     }
 
     /// Whether a packet came coalesced with others: more of its train follow, or it is the last of one.
-    fn is_coalesced(&mut self, datagram: &Datagram<'_>) -> bool {
+    fn is_coalesced(&mut self, datagram: &Datagram) -> bool {
         let Some(train) = self.trains.get_mut(usize::from(datagram.leg)) else { return false };
         let follows = *train == Some(datagram.stamp_ns);
         *train = datagram.more.then_some(datagram.stamp_ns);
         datagram.more || follows
+    }
+
+    /// A packet of a train is no longer what it was when the train was taken: nobody gets it.
+    /// [`conclude`](Self::conclude) follows.
+    pub(crate) fn spoilt(&mut self) {
+        let counters = self.core.counters_mut();
+        bump(&mut counters.received, 1);
+        bump(&mut counters.dropped_invalid, 1);
     }
 
     /// A packet that was left to the socket of a leg. [`conclude`](Self::conclude) follows.

@@ -16,8 +16,9 @@ use crate::compat::EOPNOTSUPP;
 use crate::engine::{Datagram, Engine, Outcome};
 use crate::primitives::{monotonic_ns, BhGuard, BhLock, Timer, TimerOwner};
 use crate::ring::abi::{self, status, StreamCounters, LEGS_MAX};
-use crate::ring::header::Kind;
+use crate::ring::header::{self, Kind};
 use crate::ring::producer::Mode;
+use crate::source::train::Train;
 use crate::source::udp::{grace_period, Leg};
 use crate::stream::Shared;
 
@@ -168,7 +169,7 @@ impl Receive {
     /// The caller is in softirq, or has bottom halves off.
     pub(crate) unsafe fn datagram(
         &self,
-        datagram: &Datagram<'_>,
+        datagram: &Datagram,
         copy: impl FnOnce(&mut [u8]) -> bool,
     ) -> Outcome {
         let memory = &self.shared.memory;
@@ -185,6 +186,32 @@ impl Receive {
         };
         self.arm(&mut engine, due_ns);
         outcome
+    }
+
+    /// A train of packets of a leg, all of them RTP when it was taken, published together. `like` tells
+    /// what they have in common.
+    ///
+    /// # Safety
+    ///
+    /// The caller is in softirq, or has bottom halves off.
+    pub(crate) unsafe fn train(&self, train: &mut Train<'_>, mut like: Datagram) -> Outcome {
+        let memory = &self.shared.memory;
+        // SAFETY: As this function's own requirement.
+        let mut engine = unsafe { self.engine.lock_in_softirq() };
+        if !engine.is_running() {
+            return Outcome::Left;
+        }
+        while let Some((len, more)) = train.next_packet() {
+            (like.len, like.more, like.head) = (len, more, train.head());
+            let taken = header::classify(like.head.bytes()) == Kind::Rtp
+                && engine.datagram(memory, &like, |to| train.copy(to)) == Outcome::Taken;
+            if !taken {
+                engine.spoilt();
+            }
+        }
+        let due_ns = engine.conclude(memory, &self.shared.waits, like.now_ns);
+        self.arm(&mut engine, due_ns);
+        Outcome::Taken
     }
 
     /// A packet of a leg that stays with the socket. In softirq.

@@ -7,6 +7,7 @@
 
 pub mod books;
 pub mod random;
+pub mod sockets;
 pub mod transmit;
 
 use std::fs::File;

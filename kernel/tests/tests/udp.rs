@@ -4,8 +4,7 @@
 #![allow(unsafe_code)] // Socket options, namespaces, fork.
 
 use std::collections::BTreeSet;
-use std::io::{self, ErrorKind};
-use std::mem::size_of_val;
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,131 +12,13 @@ use std::time::{Duration, Instant};
 
 use rtp_mgr_kernel_tests::books::assert_receive_books as assert_books;
 use rtp_mgr_kernel_tests::random::Random;
-use rtp_mgr_kernel_tests::{Device, Item, Reader, errno};
+use rtp_mgr_kernel_tests::sockets::{
+    LIMIT, MS, SSRC, attach_filter, bound, drain, in_namespace, local, new_namespace, option,
+    ordered, pin, rtp, rtp_of, running, sender, sequences, shared, until,
+};
+use rtp_mgr_kernel_tests::{Device, Reader, errno};
 use rtp_mgr_ring::abi::{self, StreamCounters, flag, ioctl};
 use rtp_mgr_ring::header::{self, Kind};
-
-const LIMIT: Duration = Duration::from_secs(30);
-const MS: u64 = 1_000_000;
-const SSRC: u32 = 0x1234_5678;
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !done() {
-        assert!(Instant::now() < deadline, "not within {LIMIT:?}: {what}");
-        std::thread::yield_now();
-    }
-}
-
-fn rtp_of(ssrc: u32, sequence: u16, len: usize) -> Vec<u8> {
-    let mut bytes: Vec<u8> = (0..len).map(|at| (at as u8) ^ sequence as u8).collect();
-    header::build(&mut bytes, false, 96, sequence, u32::from(sequence) * 160, ssrc)
-        .expect("room for a header");
-    bytes
-}
-
-fn rtp(sequence: u16) -> Vec<u8> {
-    rtp_of(SSRC, sequence, 12 + usize::from(sequence % 500))
-}
-
-fn option<T>(socket: &impl AsRawFd, level: i32, name: i32, value: &T) -> io::Result<()> {
-    // SAFETY: A value of plain numbers and its length.
-    match unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            std::ptr::from_ref(value).cast(),
-            size_of_val(value) as u32,
-        )
-    } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-fn bound(address: SocketAddr) -> UdpSocket {
-    let socket = UdpSocket::bind(address).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    socket
-}
-
-fn local() -> UdpSocket {
-    bound((Ipv4Addr::LOCALHOST, 0).into())
-}
-
-/// A socket with an option that has to be set before it is bound.
-fn shared(name: i32, address: SocketAddr) -> UdpSocket {
-    // SAFETY: A new socket, owned from here on.
-    let socket = unsafe {
-        UdpSocket::from_raw_fd(libc::socket(
-            libc::AF_INET,
-            libc::SOCK_DGRAM | libc::SOCK_NONBLOCK,
-            0,
-        ))
-    };
-    option(&socket, libc::SOL_SOCKET, name, &1_i32).unwrap();
-    let SocketAddr::V4(address) = address else { panic!("IPv4 only") };
-    let address = libc::sockaddr_in {
-        sin_family: libc::AF_INET as u16,
-        sin_port: address.port().to_be(),
-        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
-        sin_zero: [0; 8],
-    };
-    // SAFETY: An address and its length.
-    let result = unsafe {
-        libc::bind(
-            socket.as_raw_fd(),
-            std::ptr::from_ref(&address).cast(),
-            size_of_val(&address) as u32,
-        )
-    };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
-    socket
-}
-
-/// Everything a socket has.
-fn drain(socket: &UdpSocket) -> Vec<Vec<u8>> {
-    let mut all = Vec::new();
-    let mut buffer = vec![0; 65_536];
-    loop {
-        match socket.recv(&mut buffer) {
-            Ok(len) => all.push(buffer[..len].to_vec()),
-            Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
-                return all;
-            }
-        }
-    }
-}
-
-fn sender(to: &UdpSocket) -> UdpSocket {
-    let to = to.local_addr().unwrap();
-    let from: SocketAddr = if to.is_ipv4() {
-        (Ipv4Addr::LOCALHOST, 0).into()
-    } else {
-        (Ipv6Addr::LOCALHOST, 0).into()
-    };
-    let socket = UdpSocket::bind(from).unwrap();
-    socket.connect(to).unwrap();
-    socket
-}
-
-/// A running stream with one leg.
-fn running(request: ioctl::Create, socket: &UdpSocket) -> Reader {
-    let reader = Reader::create_udp(request).unwrap();
-    reader.device.add_leg(socket, 0).unwrap();
-    reader.device.plain(ioctl::START).unwrap();
-    reader
-}
-
-fn ordered(reorder_ns: u64) -> ioctl::Create {
-    ioctl::Create { flags: ioctl::CREATE_ORDERED, reorder_ns, ..Default::default() }
-}
-
-fn sequences(items: &[Item]) -> Vec<u16> {
-    items.iter().map(|item| item.descriptor.sequence as u16).collect()
-}
 
 /// What of the counters does not depend on when and how often things were looked at.
 fn figures(counters: StreamCounters) -> StreamCounters {
@@ -149,35 +30,6 @@ fn tai_ns() -> u64 {
     // SAFETY: `now` is written.
     unsafe { libc::clock_gettime(libc::CLOCK_TAI, &mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
-/// Runs `act` in a network namespace of its own, with the loopback interface up.
-fn in_namespace(mtu: i32, act: impl FnOnce() + Send) {
-    std::thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                new_namespace(mtu);
-                act();
-            })
-            .join()
-            .unwrap();
-    });
-}
-
-fn new_namespace(mtu: i32) {
-    // SAFETY: Changes this thread only.
-    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-    // SAFETY: A request is plain numbers.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
-    request.ifr_ifru.ifru_mtu = mtu;
-    // SAFETY: Requests with a name and a value.
-    unsafe {
-        assert_eq!(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFMTU as _, &request), 0);
-        request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
-        assert_eq!(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request), 0);
-    }
 }
 
 #[test]
@@ -274,12 +126,6 @@ fn what_is_not_rtp_stays_with_the_socket() {
     assert_eq!((counters.passed_rtcp, counters.passed_stun), (1, 1));
     assert_eq!((counters.passed_dtls, counters.passed_other), (1, 2));
     assert_eq!(counters.received, 5);
-}
-
-/// Attaches a classic filter.
-fn attach_filter(socket: &UdpSocket, code: &mut [libc::sock_filter]) {
-    let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
-    option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program).unwrap();
 }
 
 #[test]
@@ -494,15 +340,6 @@ fn a_socket_that_its_user_closes_goes_on_and_one_made_a_tunnel_is_left_as_it_is(
         libc::getsockopt(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_ENCAP, value, &mut len);
     }
     assert_eq!(value, 3, "what its user made of it");
-}
-
-fn pin(cpu: usize) {
-    // SAFETY: A set of CPUs for this thread.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
-        libc::sched_setaffinity(0, size_of_val(&set), &set);
-    }
 }
 
 #[test]

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+
+//! The packets of a train: of one buffer of the network stack that holds several datagrams.
+//!
+//! What lives here: finding and copying them. What does not: who takes them ([`crate::receive`]), and
+//! when a train comes whole (shim.c).
+//!
+//! The bytes may lie in pages that their sender can still write (those of sendfile(2) and vmsplice(2)): what
+//! was looked at here may have changed when it is copied.
+
+use core::marker::PhantomData;
+use core::ptr::NonNull;
+
+use kernel::bindings;
+use kernel::prelude::*;
+
+use crate::engine::{Head, HEAD};
+
+/// Reads a train from front to back.
+pub(crate) struct Train<'a> {
+    skb: NonNull<bindings::sk_buff>,
+    state: bindings::skb_seq_state,
+    /// Bytes before the first packet.
+    offset: u32,
+    /// Bytes of all packets.
+    len: u32,
+    /// Bytes of each packet but the last, which may be shorter.
+    size: u32,
+    /// Bytes that were read or passed over.
+    at: u32,
+    /// Where the packet begins that comes next.
+    next: u32,
+    /// What of the buffer is at hand: bytes from `at` on.
+    block: *const u8,
+    left: u32,
+    _buffer: PhantomData<&'a mut bindings::sk_buff>,
+}
+
+impl Train<'_> {
+    /// The `len` bytes from `offset` on, in packets of `size` bytes.
+    ///
+    /// # Safety
+    ///
+    /// `skb` lives and is not changed by anybody while this lives; it is no longer than it says.
+    pub(crate) unsafe fn new(
+        skb: NonNull<bindings::sk_buff>,
+        offset: u32,
+        len: u32,
+        size: u32,
+    ) -> Self {
+        let mut state = bindings::skb_seq_state::default();
+        // SAFETY: The buffer lives, as this function requires; the state is written.
+        unsafe {
+            bindings::skb_prepare_seq_read(
+                skb.as_ptr(),
+                offset,
+                offset.wrapping_add(len),
+                &mut state,
+            );
+        }
+        Self {
+            skb,
+            state,
+            offset,
+            len,
+            size: size.max(1),
+            at: 0,
+            next: 0,
+            block: core::ptr::null(),
+            left: 0,
+            _buffer: PhantomData,
+        }
+    }
+
+    /// Goes to the next packet, whether or not this one was copied. Returns its length and whether
+    /// others follow it; `None`: there is no other.
+    pub(crate) fn next_packet(&mut self) -> Option<(u32, bool)> {
+        let left = self.len.checked_sub(self.next).filter(|left| *left > 0)?;
+        while self.at < self.next {
+            if !self.has_block() {
+                return None;
+            }
+            self.advance(self.left.min(self.next.wrapping_sub(self.at)));
+        }
+        let len = left.min(self.size);
+        self.next = self.next.wrapping_add(len);
+        Some((len, len < left))
+    }
+
+    /// The first bytes of the packet, of which nothing was copied yet.
+    pub(crate) fn head(&mut self) -> Head {
+        let mut head = Head::EMPTY;
+        let len = self.next.wrapping_sub(self.at).min(HEAD as u32);
+        if len == HEAD as u32 && self.has_block() && self.left >= len {
+            // SAFETY: As many bytes are at hand.
+            head.fill(unsafe { core::slice::from_raw_parts(self.block, HEAD) });
+            return head;
+        }
+        let mut bytes = [0; HEAD];
+        let offset = self.offset.wrapping_add(self.at) as c_int;
+        // SAFETY: The buffer lives; `bytes` has room for `len` bytes, which is at most its length.
+        let result = unsafe {
+            bindings::skb_copy_bits(
+                self.skb.as_ptr(),
+                offset,
+                bytes.as_mut_ptr().cast(),
+                len as c_int,
+            )
+        };
+        if result == 0 {
+            head.fill(bytes.get(..len as usize).unwrap_or_default());
+        }
+        head
+    }
+
+    /// Copies the next bytes. Returns whether there were as many.
+    pub(crate) fn copy(&mut self, to: &mut [u8]) -> bool {
+        let mut to = to;
+        while !to.is_empty() {
+            if !self.has_block() {
+                return false;
+            }
+            let len = (self.left as usize).min(to.len());
+            let (now, rest) = to.split_at_mut(len);
+            // SAFETY: `left` bytes are at hand, which nobody but their sender may write; they are copied
+            // as they are, and `now`, memory of ours, has room for them.
+            unsafe { core::ptr::copy_nonoverlapping(self.block, now.as_mut_ptr(), len) };
+            self.advance(len as u32);
+            to = rest;
+        }
+        true
+    }
+
+    /// Whether there are bytes at hand: those of the present block, or of the next.
+    fn has_block(&mut self) -> bool {
+        if self.left == 0 {
+            // SAFETY: The state was prepared, and the buffer lives. What was read before is no more used.
+            let left = unsafe { bindings::skb_seq_read(self.at, &mut self.block, &mut self.state) };
+            self.left = left.min(self.len.wrapping_sub(self.at));
+        }
+        self.left > 0
+    }
+
+    /// `len`, at most `left`, bytes are done with.
+    fn advance(&mut self, len: u32) {
+        self.at = self.at.wrapping_add(len);
+        self.left = self.left.wrapping_sub(len);
+        // SAFETY: `len` bytes are at hand.
+        self.block = unsafe { self.block.add(len as usize) };
+    }
+}
+
+impl Drop for Train<'_> {
+    fn drop(&mut self) {
+        // SAFETY: The state was prepared; nothing that was read is used any more.
+        unsafe { bindings::skb_abort_seq_read(&mut self.state) };
+    }
+}
