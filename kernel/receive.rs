@@ -13,10 +13,10 @@ use kernel::prelude::*;
 use kernel::sync::{new_mutex, Arc, Mutex};
 
 use crate::compat::EOPNOTSUPP;
-use crate::engine::{Datagram, Engine, Outcome};
+use crate::engine::{Bytes, Datagram, Engine, Outcome};
 use crate::primitives::{monotonic_ns, BhGuard, BhLock, Timer, TimerOwner};
 use crate::ring::abi::{self, status, StreamCounters, LEGS_MAX};
-use crate::ring::header::{self, Kind};
+use crate::ring::header::Kind;
 use crate::ring::producer::Mode;
 use crate::source::train::Train;
 use crate::source::udp::{grace_period, Leg};
@@ -167,18 +167,14 @@ impl Receive {
     /// # Safety
     ///
     /// The caller is in softirq, or has bottom halves off.
-    pub(crate) unsafe fn datagram(
-        &self,
-        datagram: &Datagram,
-        copy: impl FnOnce(&mut [u8]) -> bool,
-    ) -> Outcome {
+    pub(crate) unsafe fn datagram(&self, datagram: &Datagram, bytes: &mut impl Bytes) -> Outcome {
         let memory = &self.shared.memory;
         // SAFETY: As this function's own requirement.
         let mut engine = unsafe { self.engine.lock_in_softirq() };
         if !engine.is_running() {
             return Outcome::Left;
         }
-        let outcome = engine.datagram(memory, datagram, copy);
+        let outcome = engine.datagram(memory, datagram, bytes);
         let due_ns = if datagram.more {
             Some(engine.postpone(datagram.now_ns))
         } else {
@@ -194,21 +190,14 @@ impl Receive {
     /// # Safety
     ///
     /// The caller is in softirq, or has bottom halves off.
-    pub(crate) unsafe fn train(&self, train: &mut Train<'_>, mut like: Datagram) -> Outcome {
+    pub(crate) unsafe fn train(&self, train: &mut Train<'_>, like: &Datagram) -> Outcome {
         let memory = &self.shared.memory;
         // SAFETY: As this function's own requirement.
         let mut engine = unsafe { self.engine.lock_in_softirq() };
         if !engine.is_running() {
             return Outcome::Left;
         }
-        while let Some((len, more)) = train.next_packet() {
-            (like.len, like.more, like.head) = (len, more, train.head());
-            let taken = header::classify(like.head.bytes()) == Kind::Rtp
-                && engine.datagram(memory, &like, |to| train.copy(to)) == Outcome::Taken;
-            if !taken {
-                engine.spoilt();
-            }
-        }
+        engine.train(memory, like, train);
         let due_ns = engine.conclude(memory, &self.shared.waits, like.now_ns);
         self.arm(&mut engine, due_ns);
         Outcome::Taken

@@ -14,7 +14,9 @@ use core::ptr::NonNull;
 use kernel::bindings;
 use kernel::prelude::*;
 
-use crate::engine::{Head, HEAD};
+use crate::engine::{Bytes, Head, HEAD};
+use crate::primitives::copy_bytes;
+use crate::ring::header::{self, Kind, FIXED_LEN};
 
 /// Reads a train from front to back.
 pub(crate) struct Train<'a> {
@@ -72,9 +74,10 @@ impl Train<'_> {
         }
     }
 
-    /// Goes to the next packet, whether or not this one was copied. Returns its length and whether
-    /// others follow it; `None`: there is no other.
-    pub(crate) fn next_packet(&mut self) -> Option<(u32, bool)> {
+    /// Goes to the next packet, whether or not this one was copied. Returns its length; `None`: there is
+    /// no other.
+    #[inline]
+    pub(crate) fn next_packet(&mut self) -> Option<u32> {
         let left = self.len.checked_sub(self.next).filter(|left| *left > 0)?;
         while self.at < self.next {
             if !self.has_block() {
@@ -84,61 +87,57 @@ impl Train<'_> {
         }
         let len = left.min(self.size);
         self.next = self.next.wrapping_add(len);
-        Some((len, len < left))
+        Some(len)
     }
 
-    /// The first bytes of the packet, of which nothing was copied yet.
-    pub(crate) fn head(&mut self) -> Head {
-        let mut head = Head::EMPTY;
-        let len = self.next.wrapping_sub(self.at).min(HEAD as u32);
-        if len == HEAD as u32 && self.has_block() && self.left >= len {
-            // SAFETY: As many bytes are at hand.
-            head.fill(unsafe { core::slice::from_raw_parts(self.block, HEAD) });
-            return head;
-        }
-        let mut bytes = [0; HEAD];
-        let offset = self.offset.wrapping_add(self.at) as c_int;
-        // SAFETY: The buffer lives; `bytes` has room for `len` bytes, which is at most its length.
-        let result = unsafe {
-            bindings::skb_copy_bits(
-                self.skb.as_ptr(),
-                offset,
-                bytes.as_mut_ptr().cast(),
-                len as c_int,
-            )
-        };
-        if result == 0 {
-            head.fill(bytes.get(..len as usize).unwrap_or_default());
-        }
-        head
-    }
-
-    /// Copies the next bytes. Returns whether there were as many.
-    pub(crate) fn copy(&mut self, to: &mut [u8]) -> bool {
-        let mut to = to;
-        while !to.is_empty() {
+    /// Copies what comes next. Returns whether there was as much.
+    #[inline]
+    pub(crate) fn copy_next(&mut self, to: &mut [u8]) -> bool {
+        let mut done = 0;
+        while let Some(left) = to.get_mut(done..).filter(|left| !left.is_empty()) {
             if !self.has_block() {
                 return false;
             }
-            let len = (self.left as usize).min(to.len());
-            let (now, rest) = to.split_at_mut(len);
-            // SAFETY: `left` bytes are at hand, which nobody but their sender may write; they are copied
-            // as they are, and `now`, memory of ours, has room for them.
-            unsafe { core::ptr::copy_nonoverlapping(self.block, now.as_mut_ptr(), len) };
+            let len = left.len().min(self.left as usize);
+            // SAFETY: `left` bytes are at hand, which nobody but their sender may write and which are
+            // copied as they are. `left`, memory of ours, has room for them.
+            unsafe { copy_bytes(self.block, left.as_mut_ptr(), len) };
             self.advance(len as u32);
-            to = rest;
+            done = done.wrapping_add(len);
         }
         true
     }
 
+    /// Whether the packets that are left are RTP, all of them.
+    pub(crate) fn is_rtp(mut self) -> bool {
+        while let Some(len) = self.next_packet() {
+            let kind = if self.has_block() && self.left.min(len) as usize >= FIXED_LEN {
+                // SAFETY: As many bytes are at hand. No more of them tell RTP from what it is not.
+                header::classify(unsafe { core::slice::from_raw_parts(self.block, FIXED_LEN) })
+            } else {
+                header::classify(self.head().bytes())
+            };
+            if kind != Kind::Rtp {
+                return false;
+            }
+        }
+        self.next == self.len
+    }
+
     /// Whether there are bytes at hand: those of the present block, or of the next.
+    #[inline]
     fn has_block(&mut self) -> bool {
         if self.left == 0 {
-            // SAFETY: The state was prepared, and the buffer lives. What was read before is no more used.
-            let left = unsafe { bindings::skb_seq_read(self.at, &mut self.block, &mut self.state) };
-            self.left = left.min(self.len.wrapping_sub(self.at));
+            self.next_block();
         }
         self.left > 0
+    }
+
+    #[cold]
+    fn next_block(&mut self) {
+        // SAFETY: The state was prepared, and the buffer lives. What was read before is no more used.
+        let left = unsafe { bindings::skb_seq_read(self.at, &mut self.block, &mut self.state) };
+        self.left = left.min(self.len.wrapping_sub(self.at));
     }
 
     /// `len`, at most `left`, bytes are done with.
@@ -147,6 +146,30 @@ impl Train<'_> {
         self.left = self.left.wrapping_sub(len);
         // SAFETY: `len` bytes are at hand.
         self.block = unsafe { self.block.add(len as usize) };
+    }
+}
+
+impl Bytes for Train<'_> {
+    /// The first bytes of the packet, of which nothing was copied yet.
+    fn head(&mut self) -> Head {
+        let mut bytes = [0; HEAD];
+        let len = self.next.wrapping_sub(self.at).min(HEAD as u32);
+        let offset = self.offset.wrapping_add(self.at) as c_int;
+        let to = bytes.as_mut_ptr().cast();
+        // SAFETY: The buffer lives; `bytes` has room for `len` bytes, which is at most its length.
+        let result =
+            unsafe { bindings::skb_copy_bits(self.skb.as_ptr(), offset, to, len as c_int) };
+        if result == 0 {
+            Head::of(bytes.get(..len as usize).unwrap_or_default())
+        } else {
+            Head::EMPTY
+        }
+    }
+
+    /// Copies the packet, if it is still RTP.
+    #[inline]
+    fn copy(&mut self, to: &mut [u8]) -> bool {
+        self.copy_next(to) && header::classify(to) == Kind::Rtp
     }
 }
 

@@ -21,7 +21,7 @@ use kernel::bindings;
 use kernel::error::to_result;
 use kernel::prelude::*;
 
-use crate::engine::{Datagram, Head, Outcome, HEAD};
+use crate::engine::{Bytes, Datagram, Head, Outcome, HEAD};
 use crate::primitives::{monotonic_ns, realtime_of, tai_of};
 use crate::receive::Receive;
 use crate::ring::header::{self, Kind};
@@ -279,20 +279,13 @@ unsafe extern "C" fn rtp_mgr_udp_packet(
         receive.passed(kind);
         return 1;
     }
-    if !receive.is_running() {
-        return 1;
-    }
+    let Some(packet) = NonNull::new(skb).filter(|_| receive.is_running()) else { return 1 };
     // SAFETY: Socket and packet are those of this call.
-    let Some(mut datagram) = (unsafe { port.accept(sk, skb) }) else { return 0 };
-    datagram.head.fill(bytes);
-    datagram.head.truncate(datagram.len as usize);
-    let copy = |to: &mut [u8]| {
-        let (offset, len) = (UDP_HEADER as c_int, to.len() as c_int);
-        // SAFETY: `to` is writable memory of that length; the packet is ours.
-        unsafe { bindings::skb_copy_bits(skb, offset, to.as_mut_ptr().cast(), len) == 0 }
-    };
+    let Some(datagram) = (unsafe { port.accept(sk, skb) }) else { return 0 };
+    let head = bytes.get(..datagram.len as usize).unwrap_or(bytes);
+    let mut single = Single { head, skb: packet };
     // SAFETY: The UDP code calls encap_rcv in softirq.
-    let outcome = unsafe { receive.datagram(&datagram, copy) };
+    let outcome = unsafe { receive.datagram(&datagram, &mut single) };
     // SAFETY: The packet is that of this call.
     unsafe { answer(outcome, skb) }
 }
@@ -319,7 +312,7 @@ unsafe extern "C" fn rtp_mgr_udp_train(
     // SAFETY: The packet is ours until this returns.
     let mut train = unsafe { Train::new(packet, UDP_HEADER, like.len, size) };
     // SAFETY: The UDP code calls encap_rcv in softirq.
-    let outcome = unsafe { receive.train(&mut train, like) };
+    let outcome = unsafe { receive.train(&mut train, &like) };
     drop(train);
     // SAFETY: The packet is that of this call.
     unsafe { answer(outcome, skb) }
@@ -350,15 +343,26 @@ unsafe extern "C" fn rtp_mgr_udp_is_rtp(
 ) -> bool {
     let Some(skb) = NonNull::new(skb) else { return false };
     // SAFETY: As this function's own requirement.
-    let mut train = unsafe { Train::new(skb, offset, len, size) };
-    let mut bytes = 0;
-    while let Some((len, _)) = train.next_packet() {
-        if header::classify(train.head().bytes()) != Kind::Rtp {
-            return false;
-        }
-        bytes = len.wrapping_add(bytes);
+    unsafe { Train::new(skb, offset, len, size) }.is_rtp()
+}
+
+/// The bytes of a packet that came by itself, or was cut off a train.
+struct Single<'a> {
+    head: &'a [u8],
+    /// It is ours while this lives.
+    skb: NonNull<bindings::sk_buff>,
+}
+
+impl Bytes for Single<'_> {
+    fn head(&mut self) -> Head {
+        Head::of(self.head)
     }
-    bytes == len
+
+    fn copy(&mut self, to: &mut [u8]) -> bool {
+        let len = to.len() as u32;
+        // SAFETY: The packet is ours while this lives.
+        unsafe { Train::new(self.skb, UDP_HEADER, len, len) }.copy_next(to)
+    }
 }
 
 /// What encap_rcv answers for a packet of which this became. One that was taken is freed.
@@ -410,7 +414,6 @@ impl Port {
         let (arrival_ns, time_ns) = times(arrival.time_ns, now_ns);
         Some(Datagram {
             leg: self.leg,
-            head: Head::EMPTY,
             len: arrival.len,
             more: arrival.more != 0,
             stamp_ns: arrival.time_ns,

@@ -395,6 +395,21 @@ impl Source {
         step
     }
 
+    /// Whether this is the number after the highest, with nothing else to decide: then
+    /// [`observe_next`](Self::observe_next) does.
+    #[inline]
+    pub(super) const fn is_next(&self, sequence: u16) -> bool {
+        self.started && !self.has_stray() && sequence == (self.highest as u16).wrapping_add(1)
+    }
+
+    /// [`observe`](Self::observe) of such a packet. Returns its extended sequence number.
+    #[inline]
+    pub(super) fn observe_next(&mut self, seen: &Seen) -> u64 {
+        self.advance(seen, 1);
+        self.count(seen, true);
+        self.highest
+    }
+
     /// The figures, with `clock_rate` in its place and everything that identifies the source zero.
     pub fn figures(&self) -> SourceFigures {
         SourceFigures {
@@ -450,6 +465,7 @@ impl Source {
     }
 
     /// Counts a packet that belongs to the run.
+    #[inline]
     fn count(&mut self, seen: &Seen, unique: bool) {
         self.received = self.received.wrapping_add(1);
         if unique {
@@ -519,6 +535,7 @@ impl Source {
     }
 
     /// A packet ahead of the highest.
+    #[inline]
     fn advance(&mut self, seen: &Seen, ahead: u64) -> Step {
         let ext = self.highest.wrapping_add(ahead);
         if ahead == 1 {

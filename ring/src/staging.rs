@@ -405,6 +405,44 @@ where
         news
     }
 
+    /// Whether [`append`](Self::append) has nothing to do but what
+    /// [`append_plainly`](Self::append_plainly) does.
+    #[inline]
+    pub(super) fn is_plain(&self, limit: Option<u64>) -> bool {
+        let position = self.claim();
+        self.is_settled()
+            && self.dropped == 0
+            && self.legs == 1
+            && !limit.is_some_and(|limit| distance(limit, position) <= 0)
+    }
+
+    /// [`append`](Self::append) where there is room, and nothing was dropped or waits.
+    #[inline]
+    pub(super) fn append_plainly(
+        &mut self,
+        view: &RingView<'_>,
+        descriptor: &Descriptor,
+        arrival_ns: u64,
+    ) {
+        let position = self.claim();
+        let Some(entry) = self.entry(position) else { return };
+        let present = Entry {
+            time_ns: arrival_ns,
+            slot: descriptor.slot,
+            state: State::Present,
+            legs: 1_u8.wrapping_shl(u32::from(descriptor.leg)),
+            alone: false,
+        };
+        let old = core::mem::replace(entry, present);
+        if old.slot != NO_SLOT {
+            self.free.push(old.slot);
+        }
+        self.producer.claim_up_to(view, position);
+        self.producer.write(view, position, descriptor);
+        self.tally.published = self.tally.published.wrapping_add(1);
+        self.head = position.wrapping_add(1);
+    }
+
     /// Places a packet of a ring in arrival order. `limit` is the first position that may not be
     /// written.
     pub fn append(
