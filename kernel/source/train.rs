@@ -133,7 +133,7 @@ impl Train<'_> {
         self.left > 0
     }
 
-    #[cold]
+    #[inline(never)]
     fn next_block(&mut self) {
         // SAFETY: The state was prepared, and the buffer lives. What was read before is no more used.
         let left = unsafe { bindings::skb_seq_read(self.at, &mut self.block, &mut self.state) };

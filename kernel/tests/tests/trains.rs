@@ -277,14 +277,14 @@ fn copies_for_others_are_whole_and_theirs() {
         let group = Ipv4Addr::new(239, 1, 2, 3);
         let first = shared(libc::SO_REUSEADDR, (Ipv4Addr::UNSPECIFIED, 0).into());
         let port = first.local_addr().unwrap().port();
-        let others: Vec<_> = (0..2)
+        // One that takes packets, one that takes trains, one of another stream.
+        let others: Vec<_> = (0..3)
             .map(|_| shared(libc::SO_REUSEADDR, (Ipv4Addr::UNSPECIFIED, port).into()))
             .collect();
         for socket in others.iter().chain([&first]) {
             socket.join_multicast_v4(&group, &Ipv4Addr::LOCALHOST).unwrap();
         }
-        take_trains(&first);
-        take_trains(&others[1]);
+        [&first, &others[1], &others[2]].map(take_trains);
         // Sees all that comes, in copies that share the packet's bytes.
         let all = i32::from((libc::ETH_P_ALL as u16).to_be());
         // SAFETY: A new socket, owned from here on.
@@ -294,6 +294,7 @@ fn copies_for_others_are_whole_and_theirs() {
             OwnedFd::from_raw_fd(fd)
         };
         let mut reader = running(ioctl::Create::default(), &first);
+        let mut second = running(ioctl::Create::default(), &others[2]);
         let from = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let interface = u32::from_ne_bytes(Ipv4Addr::LOCALHOST.octets());
         let interface = libc::in_addr { s_addr: interface };
@@ -308,13 +309,14 @@ fn copies_for_others_are_whole_and_theirs() {
             let before = datagrams();
             send_train(&from, &packets);
             assert_eq!(bytes(&reader.collect(5, LIMIT)), packets);
+            assert_eq!(bytes(&second.collect(5, LIMIT)), packets);
             assert_eq!(drain(&others[0]), packets, "the member that takes packets");
             assert_eq!(drain(&others[1]), [packets.concat()], "the one that takes trains");
-            // Theirs are counted when they are read.
-            whole += u64::from(datagrams() - before == 1 + 5 + 1);
+            // The sockets' are counted when they are read.
+            whole += u64::from(datagrams() - before == 1 + 1 + 5 + 1);
             sent.extend(packets);
         }
-        assert!(drain(&first).is_empty());
+        assert!(drain(&first).is_empty() && drain(&others[2]).is_empty());
         drop(tap);
         let counters = reader.device.stats().unwrap().1;
         assert_books(&counters);
