@@ -414,21 +414,37 @@ impl<M: Memory> ReceiveCore<M> {
         }
     }
 
-    /// Takes the packet if it is the next of the source that the latest was of, in arrival order, and there
-    /// is room: nearly every packet of a stream of one source, and of a train. Does what
-    /// [`unordered`](Self::unordered) does, where there is nothing to find and nothing to decide.
+    /// Takes the packet if it is the next of the source that the latest was of, nothing is missing or waits,
+    /// and there is room: nearly every packet of a stream of one source, and of a train. Does what
+    /// [`unordered`](Self::unordered) or [`ordered`](Self::ordered) does, where there is nothing to find
+    /// and nothing to decide.
     #[inline]
     fn take_next(&mut self, view: &RingView<'_>, packet: &Packet, header: &RtpHeader) -> bool {
-        if self.config.order.is_some() || !self.staging.is_plain(self.limit) {
+        let ordered = self.config.order.is_some();
+        if !self.staging.is_plain(self.limit) || ordered && !self.follows(packet, header.ssrc) {
             return false;
         }
         let Some(leg) = self.legs.get_mut(usize::from(packet.leg)) else { return false };
         let latest = self.table.touch_latest(&packet.flow, packet.leg, header);
         let Some((at, entry)) = latest else { return false };
-        let sequence = entry.source.observe_next(&Seen::new(header, packet.arrival_ns));
+        let own = entry.source.highest().wrapping_add(1);
+        let sequence = if ordered {
+            let sequence = own.wrapping_add(leg.delta);
+            let next = self.run.highest.wrapping_add(1);
+            if leg.source != at || sequence != next || !self.staging.is_next(sequence) {
+                return false;
+            }
+            leg.last_ns = packet.arrival_ns;
+            leg.latest = sequence;
+            self.run.highest = sequence;
+            sequence
+        } else {
+            bump(&mut self.counters.expected);
+            own
+        };
+        entry.source.observe_next(&Seen::new(header, packet.arrival_ns));
         let payload_len = header.payload_len as u64;
         bump(&mut self.counters.unique);
-        bump(&mut self.counters.expected);
         add(&mut self.counters.bytes, payload_len);
         bump(&mut leg.figures.received);
         bump(&mut leg.figures.first);

@@ -405,18 +405,26 @@ where
         news
     }
 
-    /// Whether [`append`](Self::append) has nothing to do but what
-    /// [`append_plainly`](Self::append_plainly) does.
+    /// Whether a packet that takes the next position of a ring of one leg needs nothing but what
+    /// [`append_plainly`](Self::append_plainly) does: nothing waits or was dropped, and there is room.
     #[inline]
     pub(super) fn is_plain(&self, limit: Option<u64>) -> bool {
         let position = self.claim();
         self.is_settled()
             && self.dropped == 0
+            && !self.overflow
             && self.legs == 1
             && !limit.is_some_and(|limit| distance(limit, position) <= 0)
     }
 
-    /// [`append`](Self::append) where there is room, and nothing was dropped or waits.
+    /// Whether the next position is that of `sequence`.
+    #[inline]
+    pub(super) fn is_next(&self, sequence: u64) -> bool {
+        self.epoch.is_some_and(|epoch| sequence.wrapping_add(epoch.offset) == self.claim())
+    }
+
+    /// [`append`](Self::append), or [`place`](Self::place) at the next position, where
+    /// [`is_plain`](Self::is_plain).
     #[inline]
     pub(super) fn append_plainly(
         &mut self,
@@ -440,6 +448,7 @@ where
         self.producer.claim_up_to(view, position);
         self.producer.write(view, position, descriptor);
         self.tally.published = self.tally.published.wrapping_add(1);
+        self.time_ns = descriptor.time_ns;
         self.head = position.wrapping_add(1);
     }
 
