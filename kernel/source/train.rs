@@ -109,7 +109,7 @@ impl Train<'_> {
     }
 
     /// Whether the packets that are left are RTP, all of them.
-    pub(crate) fn is_rtp(mut self) -> bool {
+    pub(crate) fn is_rtp(&mut self) -> bool {
         while let Some(len) = self.next_packet() {
             let kind = if self.has_block() && self.left.min(len) as usize >= FIXED_LEN {
                 // SAFETY: As many bytes are at hand. No more of them tell RTP from what it is not.

@@ -414,7 +414,7 @@ where
             && self.dropped == 0
             && !self.overflow
             && self.legs == 1
-            && !limit.is_some_and(|limit| distance(limit, position) <= 0)
+            && limit.is_none_or(|limit| distance(limit, position) > 0)
     }
 
     /// Whether the next position is that of `sequence`.
