@@ -148,11 +148,12 @@ static int rtp_mgr_udp_rcv(struct sock *sk, struct sk_buff *skb);
  * drops anything: everything else is as if it were not there. docs/decisions/0009 has the argument.
  */
 
-/* What tells a train that is whole: and nothing of tunnels and fragment lists. */
+/* What tells a train that may be whole from tunnels and fragment lists. */
 #define RTP_MGR_TRAIN_TYPES \
 	(SKB_GSO_UDP_L4 | SKB_GSO_FRAGLIST | SKB_GSO_UDP_TUNNEL | SKB_GSO_UDP_TUNNEL_CSUM)
 #define RTP_MGR_PORTS 64
 
+#ifdef CONFIG_NETFILTER
 /* The hooks of a network namespace, from the first train of a leg to that leg's end. */
 struct rtp_mgr_space {
 	struct list_head list;
@@ -330,10 +331,30 @@ void rtp_mgr_watch_free(struct rtp_mgr_watch *watch)
 /* A train was cut up: from now on the hook is there, if the socket would have taken it. Softirq. */
 static void rtp_mgr_watch_want(struct rtp_mgr_watch *watch)
 {
-	if (IS_ENABLED(CONFIG_NETFILTER) && !READ_ONCE(watch->wanted) &&
-	    udp_test_bit(ACCEPT_L4, watch->sk) && !test_and_set_bit(0, &watch->wanted))
+	if (!READ_ONCE(watch->wanted) && udp_test_bit(ACCEPT_L4, watch->sk) &&
+	    !test_and_set_bit(0, &watch->wanted))
 		schedule_work(&watch->work);
 }
+#else
+/* Without netfilter there is no hook, and all trains are cut up. */
+struct rtp_mgr_watch {
+	struct sock *sk;
+};
+
+struct rtp_mgr_watch *rtp_mgr_watch_new(struct sock *sk)
+{
+	return kzalloc(sizeof(struct rtp_mgr_watch), GFP_KERNEL_ACCOUNT);
+}
+
+void rtp_mgr_watch_free(struct rtp_mgr_watch *watch)
+{
+	kfree(watch);
+}
+
+static void rtp_mgr_watch_want(struct rtp_mgr_watch *watch)
+{
+}
+#endif
 
 /* Packets in what the network handed over. */
 static u32 rtp_mgr_packets(const struct sk_buff *skb)

@@ -5,7 +5,9 @@
 //!
 //! A leg holds its socket's file, so the socket outlives it whatever user space closes. An adopted socket
 //! calls [`rtp_mgr_udp_packet`] for each datagram it would have received, in softirq, on several CPUs at
-//! once. RTP is taken; everything else stays with the socket.
+//! once. RTP is taken; everything else stays with the socket. Trains of RTP come whole, to
+//! [`rtp_mgr_udp_train`], where that makes no difference to anyone: shim.c, which asks here
+//! ([`rtp_mgr_udp_is_rtp`]), says when.
 //!
 //! # Lifetime
 //!
