@@ -112,8 +112,10 @@ impl Train<'_> {
     pub(crate) fn is_rtp(&mut self) -> bool {
         while let Some(len) = self.next_packet() {
             let kind = if self.has_block() && self.left.min(len) as usize >= FIXED_LEN {
-                // SAFETY: As many bytes are at hand. No more of them tell RTP from what it is not.
-                header::classify(unsafe { core::slice::from_raw_parts(self.block, FIXED_LEN) })
+                let first = self.block.cast::<[u8; FIXED_LEN]>();
+                // SAFETY: As many bytes are at hand; they are read once. No more of them tell RTP from what
+                // it is not.
+                header::classify(&unsafe { first.read_volatile() })
             } else {
                 header::classify(self.head().bytes())
             };
