@@ -1,31 +1,28 @@
 //! From a sender to a receiver, with everything between: plain sockets, or a transmit stream and a
 //! receive stream of the kernel engine.
 
-use std::time::Duration;
-
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rtp_mgr::{Engine, Transmitter};
 
 use crate::receive::{self, Receive, Way};
 use crate::send::Sender;
+use crate::transmit::send;
 use crate::{BATCH, Clock, PACKET, PACKETS, WARM_UP};
 
 /// Ways to do it.
 pub const WAYS: [&str; 2] = ["sendmmsg to recvmmsg", "ring to ring"];
-const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Instructions per packet.
 pub fn run(way: &str, segmented: bool) -> Result<f64> {
     match way {
         "ring to ring" => ring(segmented),
-        _ => sockets(segmented),
+        // The peer of both rows.
+        _ => sockets(),
     }
 }
 
-fn sockets(segmented: bool) -> Result<f64> {
+fn sockets() -> Result<f64> {
     let mut receiver = receive::open(Way::RecvMany, false)?;
-    // The one peer of both rows: a segmented sender is no part of it.
-    let _ = segmented;
     let mut sender = Sender::new(receiver.address()?, false)?;
     measure(&mut *receiver, |count| sender.send(count))
 }
@@ -41,24 +38,7 @@ fn ring(segmented: bool) -> Result<f64> {
         .rtcp(false)
         .announce(false)
         .open()?;
-    measure(&mut *receiver, |count| {
-        let mut left = count;
-        while left > 0 {
-            let mut slots = sender.reserve(left, TIMEOUT)?;
-            let lent = slots.len();
-            ensure!(lent > 0, "no room");
-            for mut slot in slots.iter_mut() {
-                slot.rtp(false, 0);
-                slot.set_payload_len(PACKET - 12)?;
-            }
-            slots.commit(lent)?;
-            left -= lent;
-        }
-        if !sender.flush(TIMEOUT)? {
-            bail!("not sent within {TIMEOUT:?}");
-        }
-        Ok(())
-    })
+    measure(&mut *receiver, |count| send(&mut sender, count, PACKET))
 }
 
 fn measure(receiver: &mut dyn Receive, mut send: impl FnMut(usize) -> Result<()>) -> Result<f64> {

@@ -56,13 +56,13 @@ pub fn run(load: Load, way: &str) -> Result<f64> {
             break;
         }
         ensure!(Instant::now() < deadline, "nothing is read from the ring");
-        send(&mut sender, load)?;
+        send(&mut sender, load.train, load.packet)?;
     }
     let before = read(&sender);
     let start = Clock::now()?;
     let trains = PACKETS / load.train;
     for _ in 0..trains {
-        send(&mut sender, load)?;
+        send(&mut sender, load.train, load.packet)?;
     }
     let packets = trains * load.train;
     let cost = start.elapsed()? / packets as f64;
@@ -73,16 +73,16 @@ pub fn run(load: Load, way: &str) -> Result<f64> {
     Ok(cost)
 }
 
-/// A train, until its slots are free again.
-fn send(sender: &mut Transmitter, load: Load) -> Result<()> {
-    let mut left = load.train;
+/// Sends so many packets of `len` bytes, and waits until their slots are free again.
+pub fn send(sender: &mut Transmitter, packets: usize, len: usize) -> Result<()> {
+    let mut left = packets;
     while left > 0 {
         let mut slots = sender.reserve(left, TIMEOUT)?;
         let lent = slots.len();
         ensure!(lent > 0, "no room");
         for mut slot in slots.iter_mut() {
             slot.rtp(false, 0);
-            slot.set_payload_len(load.packet - RTP_HEADER)?;
+            slot.set_payload_len(len - RTP_HEADER)?;
         }
         slots.commit(lent)?;
         left -= lent;
