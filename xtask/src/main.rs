@@ -7,6 +7,7 @@
 //! | [`setup`] | system packages of the interoperability tests |
 //! | [`documents`] | the command lines of the source documents, as written |
 //! | [`interop`] | FFmpeg, GStreamer and tshark as peers of `rtp_app` |
+//! | [`bench`] | measurements beside the peers, and their report |
 //! | [`vm`] | the kernel module in a virtual machine |
 //! | [`audit`] | licences and advisories |
 //! | [`header`], [`panic_check`] | the C header, the panic-free ring |
@@ -18,6 +19,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 mod audit;
+mod bench;
 mod checks;
 mod documents;
 mod header;
@@ -50,6 +52,8 @@ enum Task {
     Setup,
     /// FFmpeg, GStreamer and tshark against rtp_app
     Interop(interop::InteropArgs),
+    /// Measure everything beside its peers; the report is target/bench/
+    Bench(bench::BenchArgs),
     /// Licences and advisories of the dependencies (cargo-deny)
     Audit,
     /// No panic path in the optimised code of the ring
@@ -99,6 +103,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(arguments) => test::run(&project, &arguments),
         Task::Setup => setup::run(&project),
         Task::Interop(arguments) => interop::run(&project, &arguments),
+        Task::Bench(arguments) => bench::run(&project, &arguments),
         Task::Audit => audit::run(&project),
         Task::PanicCheck => panic_check::run(&project),
         Task::Header(header) => header::run(&project, header.check),

@@ -14,6 +14,7 @@
 //! | [`build`] | the module and the static programs that run beside it |
 //! | [`furniture`] | the kernel's own modules and the tools that every machine has |
 //! | [`initramfs`] | the archive that the kernel boots with |
+//! | [`bench`] | measurements of the kernel engine |
 //! | [`machine`] | QEMU: booting, what it printed, how it ended |
 //! | [`results`] | the tests' result lines, counted |
 
@@ -28,6 +29,7 @@ use clap::{Args, Subcommand};
 use crate::project::Project;
 use crate::report::{Outcome, Report};
 
+pub mod bench;
 mod build;
 mod cache;
 mod furniture;
