@@ -6,7 +6,7 @@
 //! A reliable reader of the owning process borrows packets where they lie. Every other reader
 //! copies, and believes a copy only when nothing was written over it meanwhile.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use rtp_mgr_ring::abi::{Descriptor, ReaderStatus, SOURCE_NONE, flag};
 use rtp_mgr_ring::reader::{Available, Cursor};
 
 use crate::engine::ReceiveEngine;
+use crate::engine::inline::Driven;
 use crate::engine::receive_task::{OwnPort, ReceiveTask};
 use crate::engine::worker::drain;
 use crate::error::Error;
@@ -69,7 +70,8 @@ impl Reader {
         } else {
             Access::Copy(Copies::new(&region))
         };
-        let wake = OwnWake { port: port.clone(), task };
+        let drives = reliable && threshold == 1;
+        let wake = OwnWake { port: port.clone(), task, drives, poller: None };
         let ring = RingReader::new(region, index, port.page().clone(), access, wake, threshold);
         Ok(Self { ring: OwnRing::User(ring) })
     }
@@ -128,6 +130,11 @@ pub(crate) trait Wake: AsFd {
     /// The stream has stopped and everything was read. `Err`: it did not end well.
     fn ended(&self) -> Result<(), Error>;
 
+    /// Does the engine's work, or waits until `until` for some, where a reader does that.
+    fn drive(&mut self, _until: Option<Instant>) -> Driven {
+        Driven::Elsewhere
+    }
+
     /// Whether it takes a look at the file to learn that nobody is there.
     const MAY_VANISH: bool;
 }
@@ -137,6 +144,10 @@ pub(crate) trait Wake: AsFd {
 pub(crate) struct OwnWake {
     port: Arc<OwnPort>,
     task: Arc<ReceiveTask>,
+    /// It may do the engine's work in its own call.
+    drives: bool,
+    /// What it waits with then.
+    poller: Option<OwnedFd>,
 }
 
 impl AsFd for OwnWake {
@@ -154,6 +165,13 @@ impl Wake for OwnWake {
     fn ended(&self) -> Result<(), Error> {
         self.task.read_to_end();
         if self.task.has_failed() { Err(Error::EngineGone) } else { Ok(()) }
+    }
+
+    fn drive(&mut self, until: Option<Instant>) -> Driven {
+        match self.drives {
+            true => self.task.drive(&self.port, &mut self.poller, until),
+            false => Driven::Elsewhere,
+        }
     }
 
     const MAY_VANISH: bool = false;
@@ -266,6 +284,20 @@ impl<W: Wake> RingReader<W> {
     pub(crate) fn read(&mut self, timeout: Duration) -> Result<Option<Batch<'_>>, Error> {
         let until = Instant::now().checked_add(timeout);
         loop {
+            // The state comes first: what was published before the stop is seen after it.
+            let stopped = self.region.state() == State::Stopped;
+            if self.fetch()? {
+                self.armed_at = None;
+                return Ok(Some(self.batch()));
+            }
+            let driven = if stopped { Driven::Elsewhere } else { self.wake.drive(until) };
+            if driven != Driven::Elsewhere {
+                // While this reader did the work, nobody was asked to wake it.
+                self.armed_at = None;
+            }
+            if driven == Driven::Worked {
+                continue;
+            }
             match self.look()? {
                 Found::Some => return Ok(Some(self.batch())),
                 Found::Stopped => return Ok(None),
