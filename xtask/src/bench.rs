@@ -68,6 +68,27 @@ pub fn run(project: &Project, arguments: &BenchArgs) -> Result<()> {
     Ok(())
 }
 
+/// Every short row of `rtp_app bench` once: that they work, not what they come to.
+pub fn smoke(project: &Project) -> Result<()> {
+    const ROWS: [&str; 5] = ["goodput", "cpu", "hop", "latency", "start"];
+    let shell = project.shell()?;
+    let rtp_app = project.rtp_app();
+    let rows = ROWS.iter().flat_map(|row| ["--row", row]);
+    let output =
+        cmd!(shell, "{rtp_app} bench --json --runs 1 --time 20 {rows...}").quiet().read()?;
+    let report: Report = serde_json::from_str(&output).context("rtp_app bench --json")?;
+    let empty: Vec<_> = report
+        .rows
+        .iter()
+        .filter(|row| row.ours.is_none_or(|ours| !ours.is_finite()))
+        .map(|row| format!("{}: {:?}", row.row, row.not_run))
+        .collect();
+    if report.rows.len() < ROWS.len() || !empty.is_empty() {
+        bail!("{} rows; without a figure: {}", report.rows.len(), empty.join("; "));
+    }
+    Ok(())
+}
+
 /// Runs `rtp-bench`, which prints the machine and then the rows, one JSON line each.
 fn measure(project: &Project, (runs, time): (u32, u32), rows: &[&String]) -> Result<Report> {
     let mut command = Command::new(project.target.join("release/rtp-bench"));

@@ -10,7 +10,7 @@
 //! | [`bench`] | measurements beside the peers, and their report |
 //! | [`vm`] | the kernel module in a virtual machine |
 //! | [`audit`] | licences and advisories |
-//! | [`header`], [`panic_check`] | the C header, the panic-free ring |
+//! | [`header`], [`panic_check`], [`guard`] | the C header, the panic-free ring, its instruction counts |
 //! | [`project`], [`process`], [`report`] | what the above share |
 
 use std::process::ExitCode;
@@ -22,6 +22,7 @@ mod audit;
 mod bench;
 mod checks;
 mod documents;
+mod guard;
 mod header;
 mod interop;
 mod panic_check;
@@ -58,6 +59,8 @@ enum Task {
     Audit,
     /// No panic path in the optimised code of the ring
     PanicCheck,
+    /// Instructions per packet of the ring's hot paths, against those on record (valgrind)
+    Guard(guard::GuardArgs),
     /// Write include/rtp_mgr.h
     Header(HeaderArgs),
     /// The kernel module in a virtual machine
@@ -106,6 +109,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench(arguments) => bench::run(&project, &arguments),
         Task::Audit => audit::run(&project),
         Task::PanicCheck => panic_check::run(&project),
+        Task::Guard(arguments) => guard::run(&project, &arguments),
         Task::Header(header) => header::run(&project, header.check),
         Task::Vm(arguments) => return vm::run(&project, &arguments),
         Task::Loom => checks::loom(&project),

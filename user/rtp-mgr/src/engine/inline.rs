@@ -29,6 +29,7 @@ use super::receive::ReaderPort;
 use super::receive_task::{OwnPort, Port, ReceiveTask, Serving, Stream, TAG_AWAY, TAG_RTCP};
 use super::worker::{NEVER, Task, drain};
 use crate::clock::monotonic_ns;
+use crate::poll::wait_events;
 
 /// How long the reader may be away before the engine's thread takes over.
 const AWAY: Duration = Duration::from_millis(2);
@@ -101,8 +102,7 @@ impl ReceiveTask {
         drop(serving);
         let mut events = [const { std::mem::MaybeUninit::uninit() }; EVENTS_MAX];
         // An error is a signal: whoever reads looks at the time again.
-        let ready = epoll::wait(poller, &mut events, wait.as_ref());
-        let (ready, _) = ready.unwrap_or_default();
+        let ready = wait_events(poller, &mut events, Some(wait)).unwrap_or_default();
         let mut serving = self.serving();
         serving.inline.inside = false;
         if ready.is_empty() && until.is_some_and(|until| Instant::now() >= until) {
@@ -200,7 +200,7 @@ impl Serving {
     }
 
     /// Does what is known to be due. If that is nothing: how long to wait.
-    fn work_or_wait(&mut self, until: Option<Instant>) -> Option<Option<Timespec>> {
+    fn work_or_wait(&mut self, until: Option<Instant>) -> Option<Duration> {
         let stream = self.stream.as_mut()?;
         let now = monotonic_ns();
         let head = stream.head();
@@ -219,11 +219,8 @@ impl Serving {
             return None;
         }
         let left = Duration::from_nanos(stream.deadline().saturating_sub(now));
-        let left = match until {
-            Some(until) => left.min(until.saturating_duration_since(Instant::now())),
-            None => left,
-        };
-        Some(Timespec::try_from(left).ok())
+        let until = until.map(|until| until.saturating_duration_since(Instant::now()));
+        Some(until.map_or(left, |until| left.min(until)))
     }
 
     /// A file is ready.
