@@ -84,6 +84,85 @@ fn packets_arrive_with_their_payload_in_order() {
     assert!(balances(&snapshot.counters));
 }
 
+/// One packet, read by a reader that waited for it: it does the engine's work from here on.
+fn read_one(rx: &mut Receiver, tx: &UdpSocket, sequence: u16) {
+    tx.send(&packet(sequence, b"x")).unwrap();
+    let batch = rx.read(LONG).unwrap().expect("running");
+    assert_eq!(batch.len(), 1, "packet {sequence}");
+}
+
+#[test]
+fn what_comes_while_the_reader_is_away_goes_into_the_ring() {
+    let mut rx = builder().open().unwrap();
+    let tx = sender(&rx);
+    let stats = rx.stats();
+    for sequence in 0..50 {
+        read_one(&mut rx, &tx, sequence);
+    }
+    // Nobody reads: the engine's thread takes them.
+    for sequence in 50..60 {
+        tx.send(&packet(sequence, b"x")).unwrap();
+    }
+    wait_for("60 published", || stats.counters().published == 60);
+    let mut read = 50;
+    while read < 60 {
+        read += rx.read(LONG).unwrap().expect("running").len();
+    }
+    read_one(&mut rx, &tx, 60);
+    assert!(balances(&stats.counters()));
+}
+
+#[test]
+fn a_second_reader_gets_what_comes_while_the_first_waits() {
+    let mut rx = builder().open().unwrap();
+    let tx = sender(&rx);
+    read_one(&mut rx, &tx, 0);
+    let mut second = rx.subscribe(Mode::Lossy).unwrap();
+    for sequence in 1..50 {
+        read_one(&mut rx, &tx, sequence);
+        assert_eq!(second.read(LONG).unwrap().expect("running").len(), 1, "packet {sequence}");
+    }
+    drop(second);
+    read_one(&mut rx, &tx, 50);
+}
+
+#[test]
+fn after_an_empty_batch_the_streams_file_tells_of_the_next_packet() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut rx = builder().open().unwrap();
+    let tx = sender(&rx);
+    for sequence in 0..20 {
+        read_one(&mut rx, &tx, 2 * sequence);
+        // By turns: its time runs out, or it does not wait at all.
+        let empty = match sequence % 2 {
+            0 => rx.read(Duration::from_millis(1)),
+            _ => rx.try_read(),
+        };
+        assert!(empty.unwrap().expect("running").is_empty());
+        tx.send(&packet(2 * sequence + 1, b"x")).unwrap();
+        let long = Timespec { tv_sec: 10, tv_nsec: 0 };
+        let ready = poll(&mut [PollFd::new(&rx, PollFlags::IN)], Some(&long)).unwrap();
+        assert_eq!(ready, 1, "packet {}", 2 * sequence + 1);
+        assert_eq!(rx.try_read().unwrap().expect("running").len(), 1);
+    }
+}
+
+#[test]
+fn a_gap_is_given_up_in_time_while_the_reader_waits_for_it() {
+    let mut rx = builder().ordered(Duration::from_millis(5)).open().unwrap();
+    let tx = sender(&rx);
+    read_one(&mut rx, &tx, 0);
+    for sequence in [2, 4, 6] {
+        tx.send(&packet(sequence, b"x")).unwrap();
+        let mut positions = 0;
+        while positions < 2 {
+            positions += rx.read(LONG).unwrap().expect("running").len();
+        }
+    }
+    let counters = rx.stats().counters();
+    assert_eq!((counters.unique, counters.gap_positions), (4, 3));
+}
+
 #[test]
 fn time_runs_out_with_an_empty_batch_and_stop_ends_with_none() {
     let mut rx = builder().open().unwrap();

@@ -109,9 +109,7 @@ impl ReceiveTask {
             serving.end_inline();
             return Driven::TimedOut;
         }
-        for event in ready.iter() {
-            serving.serve(event.data.u64() as u16);
-        }
+        serving.serve(ready.iter().map(|event| event.data.u64() as u16));
         serving.away(Driven::Worked)
     }
 }
@@ -223,21 +221,25 @@ impl Serving {
         Some(until.map_or(left, |until| left.min(until)))
     }
 
-    /// A file is ready.
-    fn serve(&mut self, tag: u16) {
-        if tag == TAG_EVENT {
-            if let Some(port) = &self.inline.port {
-                drain(port.event());
-            }
-            return;
+    /// Files are ready. RTCP comes after the RTP that was there before it: when the sockets have more
+    /// than fits, it waits for the next time.
+    fn serve(&mut self, tags: impl Iterator<Item = u16> + Clone) {
+        if tags.clone().any(|tag| tag == TAG_EVENT)
+            && let Some(port) = &self.inline.port
+        {
+            drain(port.event());
         }
         let Some(stream) = &mut self.stream else { return };
-        match tag.checked_sub(TAG_RTCP) {
-            None => self.inline.more |= take(stream, tag.into()),
-            Some(leg) => {
-                if let Err(error) = stream.receive_rtcp(leg.into()) {
-                    tracing::warn!(%error, leg, "receive");
-                }
+        for leg in tags.clone().filter(|tag| *tag < TAG_RTCP) {
+            self.inline.more |= take(stream, leg.into());
+        }
+        if self.inline.more {
+            return;
+        }
+        let rtcp = tags.filter(|tag| *tag != TAG_EVENT).filter_map(|tag| tag.checked_sub(TAG_RTCP));
+        for leg in rtcp {
+            if let Err(error) = stream.receive_rtcp(leg.into()) {
+                tracing::warn!(%error, leg, "receive");
             }
         }
     }
