@@ -15,7 +15,7 @@ use crate::compat::EOPNOTSUPP;
 use crate::memory::Memory;
 use crate::primitives::{monotonic_ns, random, tai_ns, trace, WaitQueue};
 use crate::ring::abi::{
-    self, feature, ioctl, status, ReaderStatus, StreamCounters, LEGS_MAX, READERS_MAX,
+    self, feature, ioctl, status, StreamCounters, LEGS_MAX, READERS_MAX,
 };
 use crate::ring::follow::Held;
 use crate::ring::header::Kind;
@@ -92,7 +92,6 @@ pub(crate) struct Engine {
     core: KBox<ReceiveCore<KernelMemory>>,
     /// What brings packets when the timer says so; `None`: legs do, at any time.
     source: Option<KBox<dyn Source>>,
-    legs: usize,
     sockets: [Option<Socket>; LEGS_MAX],
     /// By leg: time stamp of its latest packet, if that was followed by others of its train.
     trains: [Option<u64>; LEGS_MAX],
@@ -105,8 +104,10 @@ pub(crate) struct Engine {
     /// Bit per reader.
     readers: u32,
     patience: [Patience; READERS_MAX],
-    /// What the readers' status pages say.
-    shown: [ReaderStatus; READERS_MAX],
+    /// What the readers' control pages said last.
+    tails: [u64; READERS_MAX],
+    /// Position up to which packets are visible.
+    published: u64,
     /// Position at which the readers' tails have to be looked at again.
     look_at: u64,
     max_latency_ns: u64,
@@ -246,6 +247,15 @@ fn bump(counter: &mut u64, amount: u64) {
     *counter = counter.wrapping_add(amount);
 }
 
+/// The numbers of the bits that are set.
+fn bits(mut left: u32) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let at = left.trailing_zeros();
+        left &= left.wrapping_sub(1);
+        (at < u32::BITS).then_some(at as usize)
+    })
+}
+
 fn bit(reader: usize) -> u32 {
     1_u32.wrapping_shl(reader as u32)
 }
@@ -273,7 +283,6 @@ impl Engine {
         Ok(Self {
             id: header.stream_id,
             consumed_to: config.start,
-            legs: usize::from(config.legs),
             reorder_ns: config.order.map(|order| order.reorder_ns),
             core: KBox::new(ReceiveCore::new(config, storage), GFP_KERNEL_ACCOUNT)?,
             source,
@@ -285,7 +294,8 @@ impl Engine {
             pending: false,
             readers: 0,
             patience: [Patience { due_ns: None, over: false }; READERS_MAX],
-            shown: [ReaderStatus::default(); READERS_MAX],
+            tails: [config.start; READERS_MAX],
+            published: config.start,
             look_at: config.start,
             max_latency_ns: 0,
             lens,
@@ -416,7 +426,7 @@ impl Engine {
         datagram: &Datagram<'_>,
         copy: impl FnOnce(&mut [u8]) -> bool,
     ) -> Outcome {
-        if self.core.claim().wrapping_sub(self.look_at) as i64 >= 0 {
+        if self.must_look() {
             self.observe_readers(memory, datagram.now_ns);
         }
         let mut coalesced = self.is_coalesced(datagram);
@@ -527,41 +537,50 @@ impl Engine {
         self.core.tally();
         self.publish_figures(memory, now_ns);
         let ring = memory.ring();
-        let before = ring.head.load();
-        let demoted = self.core.counters_mut().readers_demoted;
+        let before = self.published;
+        let demoted = self.core.counted().readers_demoted;
         if self.core.flush(&ring, now_ns) {
-            let head = self.core.head();
-            trace::publish(self.id, head, head.wrapping_sub(before));
+            self.published = self.core.head();
+            trace::publish(self.id, self.published, self.published.wrapping_sub(before));
         }
         self.skip_lapped();
-        let full = self.core.counters_mut().dropped_ring_full;
+        let full = self.core.counted().dropped_ring_full;
         if full != self.traced {
             trace::drop(self.id, self.core.head(), full.wrapping_sub(self.traced));
             self.traced = full;
         }
         let (woken, patience_ns) = self.wake_readers(memory, waits, now_ns);
-        if woken || self.core.counters_mut().readers_demoted != demoted {
-            self.publish_counters(memory, now_ns);
+        if woken || self.core.counted().readers_demoted != demoted {
+            self.publish_figures(memory, now_ns);
         }
         self.publish_readers(memory);
         [self.core.next_deadline(), patience_ns].into_iter().flatten().min()
     }
 
     fn reader_indices(&self) -> impl Iterator<Item = usize> {
-        let mut left = self.readers;
-        core::iter::from_fn(move || {
-            let reader = left.trailing_zeros();
-            left &= left.wrapping_sub(1);
-            (reader < u32::BITS).then_some(reader as usize)
-        })
+        bits(self.readers)
+    }
+
+    /// Whether there may be no room without another look at the readers' tails.
+    fn must_look(&self) -> bool {
+        self.core.claim().wrapping_sub(self.look_at) as i64 >= 0
     }
 
     /// Believes what is true of the readers' tails, each loaded once.
     fn observe_readers(&mut self, memory: &Memory, now_ns: u64) {
-        let head = self.core.head();
+        let mut moved = false;
         for reader in self.reader_indices() {
             let tail = memory.control(reader).position.load_acquire();
-            self.core.readers_mut().observe_tail(reader, tail, head, now_ns);
+            let Some(seen) = self.tails.get_mut(reader) else { continue };
+            if *seen != tail {
+                *seen = tail;
+                moved = true;
+                self.core.observe_tail(reader, tail, now_ns);
+            }
+        }
+        // A new reader, and one that keeps the ring full, are looked at there.
+        if !moved && !self.must_look() {
+            return;
         }
         self.core.refresh_limit();
         let slowest = self.slowest();
@@ -579,7 +598,9 @@ impl Engine {
             bytes = bytes.wrapping_add(u64::from(len));
             self.consumed_to = self.consumed_to.wrapping_add(1);
         }
-        bump(&mut self.core.counters_mut().bytes_consumed, bytes);
+        if bytes > 0 {
+            bump(&mut self.core.counters_mut().bytes_consumed, bytes);
+        }
     }
 
     /// The tail of the slowest reader; without readers, head, or what was consumed of a source's bytes:
@@ -635,7 +656,7 @@ impl Engine {
                 *patience = Patience { due_ns: None, over: false };
                 continue;
             }
-            let mut wake = self.core.readers_mut().should_wake(reader, wake_at, head);
+            let mut wake = self.core.should_wake(reader, wake_at);
             if head.wrapping_sub(wake_at) as i64 >= 0 {
                 patience.due_ns = None;
             } else if self.max_latency_ns > 0 && !patience.over {
@@ -680,31 +701,16 @@ impl Engine {
         (hangup, Some(*patience.due_ns.get_or_insert(due_ns)))
     }
 
-    fn publish_counters(&self, memory: &Memory, now_ns: u64) {
-        let counters: StreamCounters = self.core.counters(now_ns);
-        memory.counters().publish(&counters.to_words());
-    }
-
     /// Writes what the status part says.
     fn publish_figures(&mut self, memory: &Memory, now_ns: u64) {
-        self.publish_counters(memory, now_ns);
-        for leg in 0..self.legs {
-            memory.leg(leg).publish(&self.core.leg_figures(leg).to_words());
-        }
-        while let Some((source, figures)) = self.core.take_dirty_source() {
-            memory.source(source).publish(&figures.to_words());
-        }
+        self.core.publish_figures(memory, now_ns);
     }
 
     /// Writes those status pages of readers that say something else by now.
     fn publish_readers(&mut self, memory: &Memory) {
-        for reader in self.reader_indices() {
+        for reader in bits(self.core.take_changed_readers()) {
             let status = self.core.readers().status(reader);
-            let Some(shown) = self.shown.get_mut(reader) else { continue };
-            if *shown != status {
-                *shown = status;
-                memory.reader_status(reader).publish(&status.to_words());
-            }
+            memory.reader_status(reader).publish(&status.to_words());
         }
     }
 
@@ -743,6 +749,9 @@ impl Engine {
         let readers = self.core.readers_mut();
         let reader = readers.add(mode, demotable, head, now_ns).ok_or(ENOSPC)?;
         self.readers |= bit(reader);
+        if let Some(tail) = self.tails.get_mut(reader) {
+            *tail = head;
+        }
         if let Some(patience) = self.patience.get_mut(reader) {
             *patience = Patience { due_ns: None, over: false };
         }
@@ -765,10 +774,6 @@ impl Engine {
         self.core.refresh_limit();
         if self.readers == 0 {
             self.consumed_to = self.core.head();
-        }
-        memory.reader_status(reader).publish(&ReaderStatus::default().to_words());
-        if let Some(shown) = self.shown.get_mut(reader) {
-            *shown = ReaderStatus::default();
         }
         self.publish_figures(memory, now_ns);
         self.publish_readers(memory);

@@ -24,6 +24,7 @@ use crate::ring::abi::{
     LEGS_MAX, PAGE,
 };
 use crate::ring::atomic::Word;
+use crate::ring::figures::FigureBlocks;
 use crate::ring::layout;
 use crate::ring::view::{Block, ControlView, DescriptorWords, RingView};
 
@@ -116,6 +117,44 @@ pub(crate) struct Memory {
     region: Pages,
     /// A control page per reader, or the writer's.
     controls: Pages,
+    places: Places,
+}
+
+/// Where in the region what every packet needs is, found once.
+struct Places {
+    claim: NonNull<Word>,
+    head: NonNull<Word>,
+    descriptors: NonNull<[DescriptorWords]>,
+    counters: NonNull<[Word]>,
+}
+
+// SAFETY: They point to atomics of pages that move and go with `Memory`, whose part this is.
+unsafe impl Send for Places {}
+// SAFETY: As above.
+unsafe impl Sync for Places {}
+
+impl Places {
+    fn new(header: &Header, region: &Pages) -> Self {
+        let word = |offset: usize| NonNull::from(region.words(offset, 1).first().unwrap_or(&NOWHERE));
+        let count = header.slot_count as usize;
+        let words =
+            region.words(header.desc_offset as usize, count.saturating_mul(abi::DESC_WORDS));
+        // SAFETY: The words are `count` times `DESC_WORDS`, and a descriptor is an array of those.
+        let descriptors = unsafe {
+            core::slice::from_raw_parts(
+                words.as_ptr().cast::<DescriptorWords>(),
+                words.len() / abi::DESC_WORDS,
+            )
+        };
+        Self {
+            claim: word(status::CLAIM),
+            head: word(status::HEAD),
+            descriptors: NonNull::from(descriptors),
+            counters: NonNull::from(
+                region.words(status::COUNTERS, Block::len_words(StreamCounters::WORDS)),
+            ),
+        }
+    }
 }
 
 /// Whose file maps. A reader has its own control page and sees its own status page; the owner, and
@@ -139,7 +178,9 @@ impl Memory {
     pub(crate) fn new(header: Header, start: u64) -> Result<Self> {
         let count = usize::try_from(header.total_len)? / PAGE;
         let controls = Pages::new(layout::control_pages(&header))?;
-        let memory = Self { header, region: Pages::new(count)?, controls };
+        let region = Pages::new(count)?;
+        let places = Places::new(&header, &region);
+        let memory = Self { header, region, controls, places };
         memory.write_header();
         memory.live(status::CLAIM).store(start);
         memory.live(status::HEAD).store(start);
@@ -173,48 +214,18 @@ impl Memory {
     }
 
     /// Claim, head and descriptors.
+    #[inline]
     pub(crate) fn ring(&self) -> RingView<'_> {
-        let count = self.header.slot_count as usize;
-        let words = self
-            .region
-            .words(self.header.desc_offset as usize, count.saturating_mul(abi::DESC_WORDS));
-        // SAFETY: The words are `count` times `DESC_WORDS`, and a descriptor is an array of those.
-        let descriptors = unsafe {
-            core::slice::from_raw_parts(
-                words.as_ptr().cast::<DescriptorWords>(),
-                words.len() / abi::DESC_WORDS,
-            )
-        };
-        RingView { claim: self.word(status::CLAIM), head: self.word(status::HEAD), descriptors }
+        let Places { claim, head, descriptors, .. } = &self.places;
+        // SAFETY: They are in the region, which lives as long as `self` and is not moved.
+        unsafe {
+            RingView { claim: claim.as_ref(), head: head.as_ref(), descriptors: descriptors.as_ref() }
+        }
     }
 
     /// One of the live words of the status part.
     pub(crate) fn live(&self, offset: usize) -> &Word {
         self.word(offset)
-    }
-
-    /// The stream's counters.
-    pub(crate) fn counters(&self) -> Block<'_> {
-        Block {
-            words: self.region.words(status::COUNTERS, Block::len_words(StreamCounters::WORDS)),
-        }
-    }
-
-    /// The figures of `leg`.
-    pub(crate) fn leg(&self, leg: usize) -> Block<'_> {
-        let leg = leg.min(LEGS_MAX.saturating_sub(1));
-        let offset = status::LEGS.saturating_add(leg.saturating_mul(status::LEGS_STRIDE));
-        Block { words: self.region.words(offset, Block::len_words(LegFigures::WORDS)) }
-    }
-
-    /// The figures of the source at `index`.
-    pub(crate) fn source(&self, index: u16) -> Block<'_> {
-        if u32::from(index) >= self.header.sources_count {
-            return Block { words: &[] };
-        }
-        let offset = status::SOURCES
-            .saturating_add(usize::from(index).saturating_mul(status::SOURCES_STRIDE));
-        Block { words: self.region.words(offset, Block::len_words(SourceFigures::WORDS)) }
     }
 
     /// What one reader is told.
@@ -329,6 +340,29 @@ impl Memory {
             pages.insert(first.saturating_add(page), area, address)?;
         }
         Ok(())
+    }
+}
+
+impl FigureBlocks for Memory {
+    #[inline]
+    fn counters(&self) -> Block<'_> {
+        // SAFETY: It is in the region, which lives as long as `self` and is not moved.
+        Block { words: unsafe { self.places.counters.as_ref() } }
+    }
+
+    fn leg(&self, leg: usize) -> Block<'_> {
+        let leg = leg.min(LEGS_MAX.saturating_sub(1));
+        let offset = status::LEGS.saturating_add(leg.saturating_mul(status::LEGS_STRIDE));
+        Block { words: self.region.words(offset, Block::len_words(LegFigures::WORDS)) }
+    }
+
+    fn source(&self, index: u16) -> Block<'_> {
+        if u32::from(index) >= self.header.sources_count {
+            return Block { words: &[] };
+        }
+        let offset = status::SOURCES
+            .saturating_add(usize::from(index).saturating_mul(status::SOURCES_STRIDE));
+        Block { words: self.region.words(offset, Block::len_words(SourceFigures::WORDS)) }
     }
 }
 

@@ -18,6 +18,8 @@ mod shim {
         pub(super) fn rtp_mgr_lock_init(lock: *mut bindings::spinlock_t);
         pub(super) fn rtp_mgr_lock(lock: *mut bindings::spinlock_t);
         pub(super) fn rtp_mgr_unlock(lock: *mut bindings::spinlock_t);
+        pub(super) fn rtp_mgr_softirq_lock(lock: *mut bindings::spinlock_t);
+        pub(super) fn rtp_mgr_softirq_unlock(lock: *mut bindings::spinlock_t);
         pub(super) fn rtp_mgr_wait_init(queue: *mut bindings::wait_queue_head_t);
         pub(super) fn rtp_mgr_wait_register(
             file: *mut c_void,
@@ -59,13 +61,26 @@ impl<T> BhLock<T> {
     pub(crate) fn lock(&self) -> BhGuard<'_, T> {
         // SAFETY: The lock was initialised with `self`.
         unsafe { shim::rtp_mgr_lock(self.lock.get()) };
-        BhGuard { lock: self }
+        BhGuard { lock: self, softirq: false }
+    }
+
+    /// Takes the lock where bottom halves are off anyway.
+    ///
+    /// # Safety
+    ///
+    /// The caller is in softirq, or has bottom halves off, for as long as the guard lives.
+    pub(crate) unsafe fn lock_in_softirq(&self) -> BhGuard<'_, T> {
+        // SAFETY: The lock was initialised with `self`; nothing interrupts its holder that takes it too.
+        unsafe { shim::rtp_mgr_softirq_lock(self.lock.get()) };
+        BhGuard { lock: self, softirq: true }
     }
 }
 
 /// The lock is held while this lives.
 pub(crate) struct BhGuard<'a, T> {
     lock: &'a BhLock<T>,
+    /// Taken with bottom halves off already.
+    softirq: bool,
 }
 
 impl<T> Deref for BhGuard<'_, T> {
@@ -86,8 +101,15 @@ impl<T> DerefMut for BhGuard<'_, T> {
 
 impl<T> Drop for BhGuard<'_, T> {
     fn drop(&mut self) {
-        // SAFETY: The guard stands for the lock being held by this context.
-        unsafe { shim::rtp_mgr_unlock(self.lock.lock.get()) };
+        let lock = self.lock.lock.get();
+        // SAFETY: The guard stands for the lock being held by this context, taken the same way.
+        unsafe {
+            if self.softirq {
+                shim::rtp_mgr_softirq_unlock(lock);
+            } else {
+                shim::rtp_mgr_unlock(lock);
+            }
+        }
     }
 }
 

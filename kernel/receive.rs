@@ -161,14 +161,19 @@ impl Receive {
         self.shared.memory.live(status::STATE).load() == abi::STATE_RUNNING
     }
 
-    /// A packet of a leg. In softirq.
-    pub(crate) fn datagram(
+    /// A packet of a leg.
+    ///
+    /// # Safety
+    ///
+    /// The caller is in softirq, or has bottom halves off.
+    pub(crate) unsafe fn datagram(
         &self,
         datagram: &Datagram<'_>,
         copy: impl FnOnce(&mut [u8]) -> bool,
     ) -> Outcome {
         let memory = &self.shared.memory;
-        let mut engine = self.engine.lock();
+        // SAFETY: As this function's own requirement.
+        let mut engine = unsafe { self.engine.lock_in_softirq() };
         if !engine.is_running() {
             return Outcome::Left;
         }

@@ -38,6 +38,17 @@ void rtp_mgr_unlock(spinlock_t *lock)
 	spin_unlock_bh(lock);
 }
 
+/* The same where bottom halves are off already: inline functions. */
+void rtp_mgr_softirq_lock(spinlock_t *lock)
+{
+	spin_lock(lock);
+}
+
+void rtp_mgr_softirq_unlock(spinlock_t *lock)
+{
+	spin_unlock(lock);
+}
+
 /* A macro with a lock class of its own. Rust's PollCondVar waits for RCU whenever one is dropped. */
 void rtp_mgr_wait_init(wait_queue_head_t *queue)
 {

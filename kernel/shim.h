@@ -12,6 +12,8 @@
 void rtp_mgr_lock_init(spinlock_t *lock);
 void rtp_mgr_lock(spinlock_t *lock);
 void rtp_mgr_unlock(spinlock_t *lock);
+void rtp_mgr_softirq_lock(spinlock_t *lock);
+void rtp_mgr_softirq_unlock(spinlock_t *lock);
 void rtp_mgr_wait_init(wait_queue_head_t *queue);
 void rtp_mgr_wait_register(struct file *file, wait_queue_head_t *queue, poll_table *table);
 void rtp_mgr_wait_wake(wait_queue_head_t *queue, __poll_t events);

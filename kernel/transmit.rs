@@ -24,6 +24,7 @@ use crate::compat::EOPNOTSUPP;
 use crate::memory::Memory;
 use crate::primitives::{monotonic_ns, tai_ns, trace};
 use crate::ring::abi::{self, ioctl, status, LegFigures, StreamCounters, LEGS_MAX};
+use crate::ring::figures::FigureBlocks;
 use crate::ring::pace::{Pacer, Rate};
 use crate::ring::transmit::{awake, Job, Progress, TransmitCore};
 use crate::sink::udp::{Gather, UdpSink, DATAGRAM_MAX, SEGMENTS_MAX};

@@ -267,12 +267,14 @@ unsafe extern "C" fn rtp_mgr_udp_packet(
             destination_port: arrival.destination_port,
         },
     };
-    let outcome = receive.datagram(&datagram, |to| {
+    let copy = |to: &mut [u8]| {
         // SAFETY: `to` is writable memory of that length; the packet is ours.
         unsafe {
             bindings::skb_copy_bits(skb, UDP_HEADER, to.as_mut_ptr().cast(), to.len() as c_int) == 0
         }
-    });
+    };
+    // SAFETY: The UDP code calls encap_rcv in softirq.
+    let outcome = unsafe { receive.datagram(&datagram, copy) };
     match outcome {
         Outcome::Taken => {
             // SAFETY: encap_rcv answers that the packet is taken: it is ours to free.

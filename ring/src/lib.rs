@@ -23,6 +23,7 @@
 //! | [`source`] | RFC 3550 figures of one source: sequence, loss, jitter |
 //! | [`producer`] | publishing, reader accounting, overflow, waking |
 //! | [`reader`] | the consumer's side of the same protocol |
+//! | [`figures`] | publishing a receive stream's figures |
 //! | [`table`] | the source table |
 //! | [`follow`] | which source an ordered stream follows |
 //! | [`staging`] | which position a packet of an ordered stream gets |
@@ -45,6 +46,7 @@
 
 pub mod abi;
 pub mod atomic;
+pub mod figures;
 pub mod follow;
 pub mod header;
 pub mod layout;

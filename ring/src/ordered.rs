@@ -56,7 +56,7 @@ impl<M: Memory> ReceiveCore<M> {
         for leg in &mut self.legs {
             leg.last_ns = held.arrival_ns;
         }
-        let Some(step) = self.observe(held, key) else { return Verdict::Free };
+        let Some((step, _)) = self.observe(held, key) else { return Verdict::Free };
         let sequence = extended(step).unwrap_or(held.descriptor.sequence);
         self.run = Run { base: sequence, highest: sequence, prior: 0 };
         self.staging.begin(view, sequence, key.ssrc);
@@ -64,17 +64,25 @@ impl<M: Memory> ReceiveCore<M> {
         self.place(view, held, key.leg, sequence, false)
     }
 
-    /// Shows a packet of the followed source to the figures of its leg.
-    fn observe(&mut self, held: &Held, key: &Key) -> Option<Step> {
+    /// Shows a packet of the followed source to the figures of its leg. Also tells whether that changed
+    /// them plainly.
+    fn observe(&mut self, held: &Held, key: &Key) -> Option<(Step, bool)> {
         let clock_rate = self.clock_rate(held.descriptor.payload_type);
         let misorder = self.misorder();
         let at = self.table.find_or_insert(key, clock_rate, held.arrival_ns)?;
         let leg = self.legs.get_mut(usize::from(key.leg))?;
         leg.flow = Some(key.flow);
         leg.source = at;
-        let entry = self.table.touch(at)?;
-        entry.payload_type = held.descriptor.payload_type;
-        Some(entry.source.observe(&seen(held), misorder))
+        let (entry, changed) = self.table.touch(at)?;
+        Some(entry.observe(&seen(held), misorder, changed))
+    }
+
+    /// Nothing is missing, waits or is held, and there is no other leg.
+    fn is_quiet(&self) -> bool {
+        self.config.legs == 1
+            && self.staging.is_settled()
+            && self.candidate.is_none()
+            && self.hold.is_empty()
     }
 
     /// From here on `leg` is in the stream's sequence: its `own` is the stream's `sequence`.
@@ -127,7 +135,7 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// A packet of the followed source.
     fn own(&mut self, view: &RingView<'_>, held: &Held, key: &Key) -> Verdict {
-        let Some(step) = self.observe(held, key) else {
+        let Some((step, plain)) = self.observe(held, key) else {
             bump(&mut self.counters.sources_untracked);
             bump(&mut self.counters.dropped_filtered);
             return Verdict::Free;
@@ -147,7 +155,14 @@ impl<M: Memory> ReceiveCore<M> {
             if onward {
                 self.catch_up(key.leg, own, sequence);
             }
-            return self.place_own(view, held, key.leg, own, again);
+            let quiet = plain && self.is_quiet();
+            let breaks = self.staging.breaks();
+            let verdict = self.place_own(view, held, key.leg, own, again);
+            self.plain = quiet
+                && verdict == Verdict::Kept
+                && self.is_quiet()
+                && self.staging.breaks() == breaks;
+            return verdict;
         }
         if (begins || place == Place::Out) && self.may_join(key.leg, sequence) {
             self.join(key.leg, own, nearest(self.run.highest, sequence));
@@ -357,6 +372,7 @@ impl<M: Memory> ReceiveCore<M> {
     /// The source with this SSRC has left the session (RTCP BYE). Another takes over at once.
     pub fn bye(&mut self, view: &RingView<'_>, ssrc: u32, now_ns: u64) {
         if self.followed == Some(ssrc) {
+            self.changed_all();
             self.bye = Some(now_ns);
             self.try_switch(view, now_ns);
         }

@@ -116,18 +116,40 @@ const NOBODY: Reader = Reader {
     wakeups: 0,
 };
 
+/// The first of positions that are less than half the circle apart.
+fn slowest(tails: impl Iterator<Item = u64>) -> Option<u64> {
+    tails.reduce(
+        |slowest, tail| {
+            if tail.wrapping_sub(slowest) as i64 >= 0 {
+                slowest
+            } else {
+                tail
+            }
+        },
+    )
+}
+
+/// A reader's bit.
+fn bit(at: usize) -> u32 {
+    1_u32.wrapping_shl(at as u32)
+}
+
 /// The readers of one ring.
 #[derive(Debug)]
 pub struct Readers {
     readers: [Reader; READERS_MAX],
     /// No reader stands at this place or beyond: most rings have one or two.
     end: usize,
+    /// Bit for each whose status is to be published again.
+    changed: u32,
+    /// The tail of the slowest, or before it: see [`refresh`](Self::refresh).
+    slowest: Option<u64>,
 }
 
 impl Readers {
     /// No readers.
     pub const fn new() -> Self {
-        Self { readers: [NOBODY; READERS_MAX], end: 0 }
+        Self { readers: [NOBODY; READERS_MAX], end: 0, changed: 0, slowest: None }
     }
 
     /// Adds a reader that begins at `start`. `demotable`: a reliable one that stalls for too long is
@@ -145,6 +167,7 @@ impl Readers {
             ..NOBODY
         };
         self.end = self.end.max(at.wrapping_add(1));
+        self.changed |= bit(at);
         Some(at)
     }
 
@@ -153,16 +176,17 @@ impl Readers {
         readers.iter().filter(|reader| reader.active)
     }
 
-    fn active_mut(&mut self) -> impl Iterator<Item = &mut Reader> {
+    fn active_mut(&mut self) -> impl Iterator<Item = (usize, &mut Reader)> {
         let end = self.end.min(READERS_MAX);
         let readers = self.readers.get_mut(..end).unwrap_or_default();
-        readers.iter_mut().filter(|reader| reader.active)
+        (0..READERS_MAX).zip(readers).filter(|(_, reader)| reader.active)
     }
 
     /// Forgets a reader.
     pub fn remove(&mut self, at: usize) {
         if let Some(reader) = self.readers.get_mut(at) {
             *reader = NOBODY;
+            self.changed |= bit(at);
         }
         self.end = self
             .readers
@@ -176,6 +200,11 @@ impl Readers {
         self.active().fold(0, |count: usize, _| count.wrapping_add(1))
     }
 
+    /// The readers whose status changed since this was called last, a bit for each.
+    pub fn take_changed(&mut self) -> u32 {
+        core::mem::take(&mut self.changed)
+    }
+
     /// Takes a reader's `tail`, loaded once from its control page, if it is true: forward, and not
     /// past `head`.
     pub fn observe_tail(&mut self, at: usize, tail: u64, head: u64, now_ns: u64) {
@@ -183,6 +212,7 @@ impl Readers {
         if tail == reader.accepted {
             return;
         }
+        self.changed |= bit(at);
         let forward = tail.wrapping_sub(reader.accepted);
         if forward > head.wrapping_sub(reader.accepted) {
             if reader.refused != Some(tail) {
@@ -197,33 +227,43 @@ impl Readers {
         if tail.wrapping_sub(reader.tail) as i64 > 0 {
             reader.tail = tail;
             reader.stalled_ns = now_ns;
+            reader.full = false;
         }
+    }
+
+    /// Learns who is the slowest. Comes after [`add`](Self::add), [`remove`](Self::remove) and
+    /// [`observe_tail`](Self::observe_tail).
+    pub fn refresh(&mut self) {
+        self.slowest = slowest(self.active().map(|reader| reader.tail));
+    }
+
+    /// Whether a reader keeps the ring full, or was overrun: whether [`lap`](Self::lap) and
+    /// [`demote_stalled`](Self::demote_stalled) have anything to do.
+    #[inline]
+    pub fn is_full(&self, claim: u64, slot_count: u32) -> bool {
+        self.slowest.is_some_and(|tail| claim.wrapping_sub(tail) >= u64::from(slot_count))
     }
 
     /// Accounts for what the positions up to `claim` have taken from lossy readers.
     pub fn lap(&mut self, claim: u64, slot_count: u32) {
         let oldest = claim.wrapping_sub(slot_count.into());
-        for reader in self.active_mut() {
+        let mut changed = 0;
+        for (at, reader) in self.active_mut() {
             let behind = oldest.wrapping_sub(reader.tail);
             if reader.mode == Mode::Lossy && behind as i64 > 0 {
                 reader.lapped = reader.lapped.wrapping_add(behind);
                 reader.tail = oldest;
+                changed |= bit(at);
             }
         }
+        self.changed |= changed;
     }
 
     /// The first position that may not be written: a ring after the slowest reliable reader. `None`
     /// when there is no reliable reader.
     pub fn limit(&self, slot_count: u32) -> Option<u64> {
         let reliable = self.active().filter(|reader| reader.mode == Mode::Reliable);
-        let slowest = reliable.map(|reader| reader.tail).reduce(|slowest, tail| {
-            if tail.wrapping_sub(slowest) as i64 >= 0 {
-                slowest
-            } else {
-                tail
-            }
-        })?;
-        Some(slowest.wrapping_add(slot_count.into()))
+        Some(slowest(reliable.map(|reader| reader.tail))?.wrapping_add(slot_count.into()))
     }
 
     /// Makes lossy the demotable readers that have kept the ring full for `stall_ns` without moving.
@@ -236,7 +276,8 @@ impl Readers {
         slot_count: u32,
     ) -> u32 {
         let mut demoted = 0_u32;
-        for reader in self.active_mut() {
+        let mut changed = 0;
+        for (at, reader) in self.active_mut() {
             let full = claim.wrapping_sub(reader.tail) >= u64::from(slot_count);
             if full && !reader.full {
                 reader.stalled_ns = now_ns;
@@ -247,8 +288,10 @@ impl Readers {
                 reader.mode = Mode::Lossy;
                 reader.demoted = true;
                 demoted = demoted.wrapping_add(1);
+                changed |= bit(at);
             }
         }
+        self.changed |= changed;
         demoted
     }
 
@@ -264,6 +307,7 @@ impl Readers {
         }
         reader.woken_at = Some(wake_at);
         reader.wakeups = reader.wakeups.wrapping_add(1);
+        self.changed |= bit(at);
         true
     }
 

@@ -8,7 +8,7 @@
 //!
 //! ```text
 //! take_slots -> the network writes packets into them -> packet() for each -> give_back() what was
-//! not kept -> flush() -> publish counters(), leg_figures(), take_dirty_source()
+//! not kept -> tally() -> publish_figures() -> flush()
 //! ```
 //!
 //! and, when [`ReceiveCore::next_deadline`] has passed, `expire()` and `flush()`. One thread (or lock
@@ -19,6 +19,7 @@ use core::ops::DerefMut;
 use super::abi::{
     flag, Descriptor, LegFigures, SourceFigures, StreamCounters, LEGS_MAX, SOURCE_NONE,
 };
+use super::figures::{publish_plain_counters, publish_plain_leg, Changed, FigureBlocks};
 use super::follow::{Candidate, Held, Hold, SILENCE_NS};
 use super::header::{self, Kind, RtpHeader};
 use super::producer::Readers;
@@ -194,6 +195,26 @@ pub struct ReceiveCore<M: Memory> {
     pub(super) limit: Option<u64>,
     /// Packets that one leg alone had, when the counters were set to zero.
     recovered_before: u64,
+    /// Not published yet, of the counters and of the legs.
+    changed: Changes,
+    /// The present packet continued its source's sequence, and did nothing else.
+    pub(super) plain: bool,
+}
+
+/// What is to be published of the figures that are not a source's.
+#[derive(Clone, Copy, Debug)]
+struct Changes {
+    counters: Changed,
+    legs: Changed,
+}
+
+impl Changes {
+    const ALL: Self = Self { counters: Changed::Anything, legs: Changed::Anything };
+
+    /// What there was, and what a plain packet changes.
+    fn and_plain(self) -> Self {
+        Self { counters: self.counters.max(Changed::Plain), legs: self.legs.max(Changed::Plain) }
+    }
 }
 
 impl<M: Memory> ReceiveCore<M> {
@@ -218,6 +239,8 @@ impl<M: Memory> ReceiveCore<M> {
             counters: StreamCounters::default(),
             limit: None,
             recovered_before: 0,
+            changed: Changes::ALL,
+            plain: false,
             config,
         }
     }
@@ -245,11 +268,32 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// The readers, to be changed. Ends with [`refresh_limit`](Self::refresh_limit).
     pub fn readers_mut(&mut self) -> &mut Readers {
+        self.changed.counters = Changed::Anything;
         &mut self.readers
+    }
+
+    /// [`Readers::observe_tail`]. [`refresh_limit`](Self::refresh_limit) follows.
+    #[inline]
+    pub fn observe_tail(&mut self, reader: usize, tail: u64, now_ns: u64) {
+        let head = self.staging.head();
+        self.readers.observe_tail(reader, tail, head, now_ns);
+    }
+
+    /// [`Readers::should_wake`].
+    #[inline]
+    pub fn should_wake(&mut self, reader: usize, wake_at: u64) -> bool {
+        let head = self.staging.head();
+        self.readers.should_wake(reader, wake_at, head)
+    }
+
+    /// [`Readers::take_changed`].
+    pub fn take_changed_readers(&mut self) -> u32 {
+        self.readers.take_changed()
     }
 
     /// Learns from the readers' accepted tails which positions may be written.
     pub fn refresh_limit(&mut self) {
+        self.readers.refresh();
         self.limit = self.readers.limit(self.slot_count);
     }
 
@@ -262,6 +306,16 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// One packet. `bytes` is what the slot holds of it.
     pub fn packet(&mut self, view: &RingView<'_>, packet: &Packet, bytes: &[u8]) -> Verdict {
+        let before = core::mem::replace(&mut self.changed, Changes::ALL);
+        self.plain = false;
+        let verdict = self.take(view, packet, bytes);
+        if self.plain {
+            self.changed = before.and_plain();
+        }
+        verdict
+    }
+
+    fn take(&mut self, view: &RingView<'_>, packet: &Packet, bytes: &[u8]) -> Verdict {
         let kind = header::classify(bytes);
         if kind != Kind::Rtp {
             self.count_passed(kind);
@@ -292,6 +346,7 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// A packet for which there was no slot. `bytes` is where it is instead.
     pub fn without_slot(&mut self, bytes: &[u8]) -> Verdict {
+        self.changed_all();
         let kind = header::classify(bytes);
         if kind != Kind::Rtp {
             self.count_passed(kind);
@@ -304,11 +359,13 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// A packet of another socket that belongs to the stream's session: RTCP on a port of its own.
     pub fn passed(&mut self, kind: Kind) {
+        self.changed.counters = Changed::Anything;
         self.count_passed(kind);
     }
 
     /// A packet that is no RTP and belongs to the stream all the same: the raw pattern of a device.
     pub fn raw(&mut self, view: &RingView<'_>, packet: &Packet, sequence: u64) -> Verdict {
+        self.changed.counters = Changed::Anything;
         bump(&mut self.counters.received);
         let descriptor = Descriptor {
             sequence,
@@ -367,11 +424,11 @@ impl<M: Memory> ReceiveCore<M> {
             }
             Some(at) => {
                 descriptor.source = at;
-                let Some(entry) = self.table.touch(at) else { return Verdict::Free };
-                entry.payload_type = descriptor.payload_type;
+                let Some((entry, changed)) = self.table.touch(at) else { return Verdict::Free };
                 let before = Totals::of(entry);
-                let step = entry.source.observe(&seen(held), misorder);
+                let (step, plain) = entry.observe(&seen(held), misorder, changed);
                 let after = Totals::of(entry);
+                self.plain = plain;
                 self.count_source(&before, &after);
                 match step {
                     Step::Duplicate { .. } => {
@@ -397,6 +454,7 @@ impl<M: Memory> ReceiveCore<M> {
         match placement {
             Placement::New { .. } => Verdict::Kept,
             _ => {
+                self.plain = false;
                 bump(&mut self.counters.dropped_ring_full);
                 Verdict::Free
             }
@@ -434,6 +492,7 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// Publishes what is due at `now_ns`: gaps whose time is over, a source that takes over.
     pub fn expire(&mut self, view: &RingView<'_>, now_ns: u64) {
+        self.changed_all();
         self.try_switch(view, now_ns);
         self.staging.expire(view, now_ns);
     }
@@ -451,6 +510,9 @@ impl<M: Memory> ReceiveCore<M> {
     /// before it: a reader then never has more than they tell.
     pub fn tally(&mut self) {
         let tally = self.staging.take_tally();
+        if (tally.lost_positions, tally.epochs) != (0, 0) {
+            self.changed.counters = Changed::Anything;
+        }
         add(&mut self.counters.published, tally.published);
         add(&mut self.counters.gap_positions, tally.lost_positions);
         add(&mut self.counters.epochs, tally.epochs);
@@ -465,16 +527,28 @@ impl<M: Memory> ReceiveCore<M> {
     pub fn flush(&mut self, view: &RingView<'_>, now_ns: u64) -> bool {
         self.tally();
         let news = self.staging.publish(view);
+        if self.readers.is_full(self.staging.claim(), self.slot_count) {
+            self.account_for_readers(now_ns);
+        }
+        news
+    }
+
+    /// Readers that were overrun, and those that have kept the ring full for too long.
+    fn account_for_readers(&mut self, now_ns: u64) {
         let claim = self.staging.claim();
         self.readers.lap(claim, self.slot_count);
         let demoted =
             self.readers.demote_stalled(now_ns, self.config.stall_ns, claim, self.slot_count);
-        add(&mut self.counters.readers_demoted, u64::from(demoted));
-        news
+        self.readers.refresh();
+        if demoted > 0 {
+            self.changed.counters = Changed::Anything;
+            add(&mut self.counters.readers_demoted, u64::from(demoted));
+        }
     }
 
     /// Ends the stream: gaps are given up, held packets counted. `flush` follows.
     pub fn finish(&mut self, view: &RingView<'_>) {
+        self.changed_all();
         self.drop_candidate();
         self.staging.settle_all(view);
     }
@@ -496,8 +570,7 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// The stream's counters now.
     pub fn counters(&self, now_ns: u64) -> StreamCounters {
-        let expected =
-            if self.followed.is_some() { self.run.expected() } else { self.counters.expected };
+        let expected = self.expected();
         StreamCounters {
             staged: self.staging.staged().wrapping_add(self.hold.len() as u64),
             expected,
@@ -510,6 +583,51 @@ impl<M: Memory> ReceiveCore<M> {
         }
     }
 
+    pub(super) fn changed_all(&mut self) {
+        self.changed = Changes::ALL;
+    }
+
+    fn expected(&self) -> u64 {
+        if self.followed.is_some() {
+            self.run.expected()
+        } else {
+            self.counters.expected
+        }
+    }
+
+    /// Publishes the figures as they are now, as far as they changed since the last time.
+    pub fn publish_figures(&mut self, to: &impl FigureBlocks, now_ns: u64) {
+        let changed = core::mem::replace(
+            &mut self.changed,
+            Changes { counters: Changed::Nothing, legs: Changed::Nothing },
+        );
+        let legs = usize::from(self.config.legs);
+        match changed.counters {
+            Changed::Anything => to.counters().publish(&self.counters(now_ns).to_words()),
+            _ => publish_plain_counters(&to.counters(), &self.counters, self.expected(), now_ns),
+        }
+        match changed.legs {
+            Changed::Nothing => {}
+            Changed::Plain if legs == 1 => self.publish_plain_leg(to),
+            Changed::Plain => {}
+            Changed::Anything => {
+                (0..legs).for_each(|leg| to.leg(leg).publish(&self.leg_figures(leg).to_words()));
+            }
+        }
+        self.table.publish(to);
+    }
+
+    /// Of a stream with one leg.
+    fn publish_plain_leg(&self, to: &impl FigureBlocks) {
+        let [leg, ..] = &self.legs;
+        let source = self.table.get(leg.source).filter(|_| self.config.order.is_some());
+        let (expected, jitter_q4_ns) = match source {
+            Some(entry) => (entry.source.expected(), entry.source.jitter().q4_ns),
+            None => (self.counters.expected, leg.figures.jitter_q4_ns),
+        };
+        publish_plain_leg(&to.leg(0), &leg.figures, expected, jitter_q4_ns);
+    }
+
     fn alone(&self) -> u64 {
         (0..LEGS_MAX).fold(0, |sum: u64, leg| sum.wrapping_add(self.staging.alone(leg)))
     }
@@ -520,6 +638,7 @@ impl<M: Memory> ReceiveCore<M> {
         if self.staging.staged() != 0 || !self.hold.is_empty() {
             return false;
         }
+        self.changed_all();
         self.counters = StreamCounters::default();
         self.run.prior = self.run.prior.wrapping_sub(self.run.expected());
         self.recovered_before = self.alone();
@@ -528,7 +647,14 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// The counters that the engine keeps: those of sockets, wake-ups and simulated bursts.
     pub fn counters_mut(&mut self) -> &mut StreamCounters {
+        self.changed.counters = Changed::Anything;
         &mut self.counters
+    }
+
+    /// The counters that are kept: of those that [`counters`](Self::counters) derives, nothing.
+    #[inline]
+    pub fn counted(&self) -> &StreamCounters {
+        &self.counters
     }
 
     /// Figures of `leg`.
@@ -556,12 +682,13 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// The figures of `leg` that the engine keeps: those of its socket.
     pub fn leg_figures_mut(&mut self, leg: usize) -> Option<&mut LegFigures> {
+        self.changed.legs = Changed::Anything;
         self.legs.get_mut(leg).map(|leg| &mut leg.figures)
     }
 
-    /// The next source whose figures changed since it was last taken here.
-    pub fn take_dirty_source(&mut self) -> Option<(u16, SourceFigures)> {
-        self.table.take_dirty()
+    /// Figures of the source at `at` of the table; all zero when there is none.
+    pub fn source_figures(&self, at: u16) -> SourceFigures {
+        self.table.get(at).map_or(SourceFigures::default(), SourceEntry::figures)
     }
 
     /// Takes on `leg` only packets from `source`, as in [`Flow::source`]. Before the first packet.

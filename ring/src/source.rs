@@ -168,16 +168,16 @@ struct Instant {
 
 /// A.8 interarrival jitter.
 #[derive(Clone, Copy, Debug, Default)]
-struct Jitter {
+pub(super) struct Jitter {
     /// The packet before, if its clock rate is known.
     reference: Option<Instant>,
     /// Timestamp units from the first packet to the reference.
     since_first: i64,
     after_comfort_noise: bool,
-    q4_ns: u64,
-    max_q4_ns: u64,
-    sum_q4_ns: u64,
-    count: u64,
+    pub(super) q4_ns: u64,
+    pub(super) max_q4_ns: u64,
+    pub(super) sum_q4_ns: u64,
+    pub(super) count: u64,
 }
 
 /// State and figures of one source. Plain data: copying it takes a snapshot.
@@ -291,6 +291,15 @@ impl Source {
         }
     }
 
+    /// Packets, copies included.
+    pub const fn received(&self) -> u64 {
+        self.received
+    }
+
+    pub(super) const fn jitter(&self) -> &Jitter {
+        &self.jitter
+    }
+
     /// Different packets that came.
     pub const fn unique(&self) -> u64 {
         self.unique
@@ -316,6 +325,11 @@ impl Source {
         self.last.arrival_ns
     }
 
+    /// RTP timestamp of the latest packet.
+    pub const fn last_timestamp(&self) -> u32 {
+        self.last.timestamp
+    }
+
     /// Expected less the different packets that came, never below zero.
     pub const fn lost(&self) -> u64 {
         self.expected().saturating_sub(self.unique)
@@ -330,6 +344,12 @@ impl Source {
         let word = self.window.get((ext / 64) as usize % WINDOW_WORDS)?;
         ((age as u64) < DUPLICATE_WINDOW)
             .then_some(*word & 1_u64.wrapping_shl(ext as u32 % 64) != 0)
+    }
+
+    /// Whether there is a packet that is neither counted nor given up.
+    #[inline]
+    pub const fn has_stray(&self) -> bool {
+        self.stray.is_some()
     }
 
     /// Packets that are neither counted nor given up: the latest stray and its copies.

@@ -254,6 +254,18 @@ where
         self.order.window
     }
 
+    /// LOST positions and epochs since the last call of [`take_tally`](Self::take_tally).
+    #[inline]
+    pub(super) fn breaks(&self) -> (u64, u64) {
+        (self.tally.lost_positions, self.tally.epochs)
+    }
+
+    /// Whether everything placed is before `head`: nothing is missing, nothing waits.
+    #[inline]
+    pub(super) fn is_settled(&self) -> bool {
+        self.producer.claim() == self.head
+    }
+
     /// What was published since the last call.
     pub fn take_tally(&mut self) -> Tally {
         core::mem::take(&mut self.tally)

@@ -9,7 +9,8 @@
 use core::ops::DerefMut;
 
 use super::abi::{SourceFigures, SOURCE_NONE};
-use super::source::Source;
+use super::figures::{publish_plain_source, Changed, FigureBlocks};
+use super::source::{Seen, Source, Step};
 
 /// Addresses and ports of a packet. IPv4 addresses stand in the first four bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -98,7 +99,8 @@ impl Sip {
 #[derive(Clone, Copy, Debug)]
 pub struct SourceEntry {
     used: bool,
-    dirty: bool,
+    /// Not published yet: what of its figures.
+    changed: Changed,
     next_dirty: u16,
     /// Who it is.
     pub key: Key,
@@ -112,7 +114,7 @@ impl SourceEntry {
     /// An entry that nobody uses.
     pub const FREE: Self = Self {
         used: false,
-        dirty: false,
+        changed: Changed::Nothing,
         next_dirty: NOBODY,
         key: Key {
             flow: Flow {
@@ -128,6 +130,20 @@ impl SourceEntry {
         payload_type: 0,
         source: Source::new(0),
     };
+
+    /// Shows the source its packet. `before` is what [`Table::touch`] returned. Also tells whether the
+    /// packet is the next of the sequence and changed nothing else.
+    #[inline]
+    pub(super) fn observe(&mut self, seen: &Seen, misorder: u32, before: Changed) -> (Step, bool) {
+        let steady = self.payload_type == seen.payload_type && !self.source.has_stray();
+        self.payload_type = seen.payload_type;
+        let step = self.source.observe(seen, misorder);
+        let plain = steady && matches!(step, Step::Next { .. });
+        if plain {
+            self.changed = before.max(Changed::Plain);
+        }
+        (step, plain)
+    }
 
     /// The entry as it stands in the status pages.
     pub fn figures(&self) -> SourceFigures {
@@ -204,15 +220,16 @@ where
         self.entries.get(usize::from(at))
     }
 
-    /// The entry at `at`, to be changed: it will be published again.
+    /// The entry at `at`, to be changed: it will be published again. With it what of it was to be
+    /// published already, for [`SourceEntry::observe`].
     #[inline]
-    pub fn touch(&mut self, at: u16) -> Option<&mut SourceEntry> {
+    pub(super) fn touch(&mut self, at: u16) -> Option<(&mut SourceEntry, Changed)> {
         let entry = self.entries.get_mut(usize::from(at)).filter(|entry| entry.used)?;
-        if !entry.dirty {
-            entry.dirty = true;
+        let before = core::mem::replace(&mut entry.changed, Changed::Anything);
+        if before == Changed::Nothing {
             entry.next_dirty = core::mem::replace(&mut self.dirty, at);
         }
-        Some(entry)
+        Some((entry, before))
     }
 
     /// Finds `key`, or gives it an entry with `clock_rate`. `None`: the table is full of sources that
@@ -280,7 +297,7 @@ where
                 return u16::try_from(at).ok();
             }
             let idle = now_ns.saturating_sub(entry.source.last_arrival_ns());
-            if self.used >= len && idle >= self.idle_ns && !entry.dirty {
+            if self.used >= len && idle >= self.idle_ns && entry.changed == Changed::Nothing {
                 let key = entry.key;
                 self.remove(&key);
                 return u16::try_from(at).ok();
@@ -327,13 +344,24 @@ where
         self.used = self.used.wrapping_sub(1);
     }
 
-    /// The next entry that changed since it was last taken here, with its place in the table.
-    pub fn take_dirty(&mut self) -> Option<(u16, SourceFigures)> {
-        let at = self.dirty;
-        let entry = self.entries.get_mut(usize::from(at))?;
+    /// Takes the first of those that changed off the list.
+    fn next_dirty(&mut self) -> Option<&mut SourceEntry> {
+        let entry = self.entries.get_mut(usize::from(self.dirty))?;
         self.dirty = core::mem::replace(&mut entry.next_dirty, NOBODY);
-        entry.dirty = false;
-        Some((at, entry.figures()))
+        Some(entry)
+    }
+
+    /// Publishes those that changed since they were published last.
+    #[inline]
+    pub(super) fn publish(&mut self, to: &impl FigureBlocks) {
+        loop {
+            let at = self.dirty;
+            let Some(entry) = self.next_dirty() else { return };
+            match core::mem::take(&mut entry.changed) {
+                Changed::Plain => publish_plain_source(&to.source(at), &entry.source),
+                _ => to.source(at).publish(&entry.figures().to_words()),
+            }
+        }
     }
 }
 

@@ -138,6 +138,22 @@ impl Block<'_> {
         sequence.store_release(odd.wrapping_add(1));
     }
 
+    /// Replaces some of the words of a block of `WORDS`, each given with its place among them.
+    #[inline]
+    pub fn update<const WORDS: usize, const COUNT: usize>(&self, values: [(usize, u64); COUNT]) {
+        let Some((sequence, words)) = self.words.split_first() else { return };
+        let Some(words) = words.first_chunk::<WORDS>() else { return };
+        let odd = sequence.load().wrapping_add(1);
+        sequence.store(odd);
+        fence_write();
+        for (at, value) in values {
+            if let Some(word) = words.get(at) {
+                word.store(value);
+            }
+        }
+        sequence.store_release(odd.wrapping_add(1));
+    }
+
     /// Copies a consistent state of the words out. `false` when the writer was in the way `tries`
     /// times: `values` is then of no use.
     pub fn snapshot(&self, values: &mut [u64], tries: u32) -> bool {

@@ -6,15 +6,19 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use rtp_mgr_ring::abi::{flag, Descriptor, StreamCounters, DESC_WORDS};
+use rtp_mgr_ring::abi::{
+    flag, Descriptor, LegFigures, SourceFigures, StreamCounters, DESC_WORDS, LEGS_MAX,
+    SEQUENCE_WORDS,
+};
 use rtp_mgr_ring::atomic::Word;
+use rtp_mgr_ring::figures::FigureBlocks;
 use rtp_mgr_ring::follow::{Held, SILENCE_NS};
 use rtp_mgr_ring::header;
 use rtp_mgr_ring::producer::{Mode, Readers};
 use rtp_mgr_ring::receive::{Config, Filter, Memory, Packet, ReceiveCore, Storage, Verdict};
 use rtp_mgr_ring::staging::{Entry, Order};
 use rtp_mgr_ring::table::{Flow, SourceEntry};
-use rtp_mgr_ring::view::RingView;
+use rtp_mgr_ring::view::{Block, RingView};
 
 const MS: u64 = 1_000_000;
 
@@ -39,6 +43,47 @@ struct Seen {
     descriptor: Descriptor,
 }
 
+const SOURCES: usize = 64;
+
+/// Where figures are published.
+struct Blocks {
+    counters: Vec<Word>,
+    legs: Vec<Vec<Word>>,
+    sources: Vec<Vec<Word>>,
+}
+
+impl Blocks {
+    fn new() -> Self {
+        let block =
+            |len: usize| -> Vec<Word> { (0..SEQUENCE_WORDS + len).map(|_| Word::new(0)).collect() };
+        Self {
+            counters: block(StreamCounters::WORDS),
+            legs: (0..LEGS_MAX).map(|_| block(LegFigures::WORDS)).collect(),
+            sources: (0..SOURCES).map(|_| block(SourceFigures::WORDS)).collect(),
+        }
+    }
+}
+
+impl FigureBlocks for Blocks {
+    fn counters(&self) -> Block<'_> {
+        Block { words: &self.counters }
+    }
+
+    fn leg(&self, leg: usize) -> Block<'_> {
+        Block { words: &self.legs[leg] }
+    }
+
+    fn source(&self, at: u16) -> Block<'_> {
+        Block { words: &self.sources[usize::from(at)] }
+    }
+}
+
+fn published<const WORDS: usize>(block: &Block<'_>) -> [u64; WORDS] {
+    let mut words = [0; WORDS];
+    assert!(block.snapshot(&mut words, 1));
+    words
+}
+
 /// A stream with its memory, a reader that reads everything at once, and the law checked throughout.
 struct Rig {
     core: ReceiveCore<Heap>,
@@ -50,6 +95,8 @@ struct Rig {
     read: Vec<Seen>,
     slots: usize,
     reader: Option<usize>,
+    blocks: Blocks,
+    legs: u8,
 }
 
 #[derive(Clone, Copy)]
@@ -139,8 +186,8 @@ impl Rig {
         let storage = Storage {
             entries: boxed(Entry::EMPTY, positions),
             slots: boxed(0, slots),
-            sources: boxed(SourceEntry::FREE, 64),
-            index: boxed(0, 128),
+            sources: boxed(SourceEntry::FREE, SOURCES),
+            index: boxed(0, 2 * SOURCES),
             held: boxed(Held::EMPTY, positions / 2),
         };
         Self {
@@ -153,6 +200,8 @@ impl Rig {
             read: Vec::new(),
             slots,
             reader: None,
+            blocks: Blocks::new(),
+            legs: setup.legs,
         }
     }
 
@@ -219,8 +268,24 @@ impl Rig {
         self.core.counters(self.now)
     }
 
-    /// Reads what is new (the reader without limits) and checks the law and the slots.
+    /// Publishing what changed leaves everything published.
+    fn assert_published(&mut self) {
+        self.core.publish_figures(&self.blocks, self.now);
+        let counters = StreamCounters::from_words(published(&self.blocks.counters()));
+        assert_eq!(counters, self.counters());
+        for leg in 0..usize::from(self.legs) {
+            let figures = LegFigures::from_words(published(&self.blocks.leg(leg)));
+            assert_eq!(figures, self.core.leg_figures(leg), "leg {leg}");
+        }
+        for at in 0..counters.sources as u16 {
+            let figures = SourceFigures::from_words(published(&self.blocks.source(at)));
+            assert_eq!(figures, self.core.source_figures(at), "source {at}");
+        }
+    }
+
+    /// Reads what is new (the reader without limits) and checks the law, the slots and the figures.
     fn after(&mut self) {
+        self.assert_published();
         if self.reader.is_none() {
             self.drain();
         }
@@ -640,18 +705,66 @@ fn many_sources_share_a_ring_in_arrival_order_each_with_its_figures() {
     }
     let counters = rig.counters();
     assert_eq!((counters.sources, counters.unique, counters.lost), (50, 4_999, 1));
-    let mut sources = Vec::new();
-    while let Some((_, figures)) = rig.core.take_dirty_source() {
-        sources.push(figures);
-    }
+    let mut sources: Vec<_> = (0..50).map(|at| rig.core.source_figures(at)).collect();
     sources.sort_by_key(|figures| figures.ssrc_clock_rate as u32);
-    assert_eq!(sources.len(), 50);
     for (ssrc, figures) in sources.iter().enumerate() {
         assert_eq!(figures.ssrc_clock_rate as u32, ssrc as u32);
         assert_eq!(figures.received, if ssrc == 3 { 99 } else { 100 });
         assert_eq!(figures.expected, 100);
     }
-    assert_eq!(rig.core.take_dirty_source(), None);
+    assert_eq!(rig.core.source_figures(50), SourceFigures::default());
+}
+
+#[test]
+fn a_plain_packet_publishes_only_what_it_changes() {
+    for reorder_ms in [None, Some(20)] {
+        let mut rig = Rig::new(Setup { reorder_ms, ..Setup::default() });
+        for sequence in 0..3 {
+            rig.packet(Sent::new(sequence));
+        }
+        // Words that no plain packet changes: duplicates, losses, restarts.
+        let untouched = |rig: &Rig| {
+            let at = |names: &[&str], name: &str| {
+                SEQUENCE_WORDS + names.iter().position(|other| *other == name).unwrap()
+            };
+            [
+                &rig.blocks.counters[at(&StreamCounters::NAMES, "duplicate")],
+                &rig.blocks.legs[0][at(&LegFigures::NAMES, "lost")],
+                &rig.blocks.sources[0][at(&SourceFigures::NAMES, "restarts")],
+            ]
+            .map(|word| word.load())
+        };
+        let publish = |rig: &mut Rig, sequence: u16| {
+            for block in [&rig.blocks.counters, &rig.blocks.legs[0], &rig.blocks.sources[0]] {
+                block.iter().skip(SEQUENCE_WORDS).for_each(|word| word.store(77));
+            }
+            let (core, blocks) = (&mut rig.core, &rig.blocks);
+            let mut bytes = [0; 32];
+            header::build(&mut bytes, false, 33, sequence, u32::from(sequence) * 90, 0x1234);
+            let mut slot = [0];
+            core.take_slots(&mut slot);
+            let packet = Packet {
+                slot: slot[0],
+                len: 32,
+                truncated: false,
+                coalesced: false,
+                leg: 0,
+                arrival_ns: rig.now,
+                time_ns: rig.now,
+                flow: flow(0, 1),
+            };
+            let view =
+                RingView { claim: &rig.claim, head: &rig.head, descriptors: &rig.descriptors };
+            core.packet(&view, &packet, &bytes);
+            core.tally();
+            core.publish_figures(blocks, rig.now);
+            core.flush(&view, rig.now);
+        };
+        publish(&mut rig, 3);
+        assert_eq!(untouched(&rig), [77; 3], "the next packet");
+        publish(&mut rig, 5);
+        assert_eq!(untouched(&rig), [0, 1, 0], "one after a gap");
+    }
 }
 
 #[test]
@@ -661,7 +774,6 @@ fn a_full_source_table_gives_way_only_to_idle_entries() {
         rig.packet(Sent::new(1).ssrc(ssrc));
     }
     assert_eq!((rig.counters().sources, rig.counters().sources_untracked), (64, 1));
-    while rig.core.take_dirty_source().is_some() {}
     rig.now += 61_000 * MS;
     for ssrc in 1_000..1_030 {
         rig.packet(Sent::new(1).ssrc(ssrc));
@@ -1043,7 +1155,6 @@ fn a_full_source_table_does_not_keep_an_ordered_stream_from_the_next_source() {
             rig.wait(MS);
         }
         rig.wait(250 * MS);
-        while rig.core.take_dirty_source().is_some() {}
     }
     rig.finish();
     assert_eq!(rig.packets().len(), 500, "{:?}", rig.counters());

@@ -9,6 +9,7 @@ use rtp_mgr_ring::abi::{
     Descriptor, Header, LegFigures, ReaderStatus, SourceFigures, StreamCounters, DESC_WORDS,
 };
 use rtp_mgr_ring::atomic::Word;
+use rtp_mgr_ring::figures::FigureBlocks;
 use rtp_mgr_ring::follow::Held;
 use rtp_mgr_ring::header::{self, Kind};
 use rtp_mgr_ring::layout::{self, Layout, Part, Refused, Shape};
@@ -94,17 +95,44 @@ pub fn receive_time(core: &mut Receive, view: &RingView<'_>, now_ns: u64) -> (Op
 pub fn receive_figures(
     core: &mut Receive,
     now_ns: u64,
-) -> (StreamCounters, LegFigures, Option<(u16, SourceFigures)>) {
+) -> (StreamCounters, LegFigures, SourceFigures) {
     core.counters_mut().wakeups = now_ns;
     if let Some(figures) = core.leg_figures_mut(1) {
         figures.socket_buffer = now_ns;
     }
-    (core.counters(now_ns), core.leg_figures(1), core.take_dirty_source())
+    core.tally();
+    (core.counters(now_ns), core.leg_figures(1), core.source_figures(1))
+}
+
+/// Where figures are published.
+#[derive(Debug)]
+pub struct Blocks<'a>(pub &'a [Word]);
+
+impl FigureBlocks for Blocks<'_> {
+    fn counters(&self) -> Block<'_> {
+        Block { words: self.0 }
+    }
+
+    fn leg(&self, leg: usize) -> Block<'_> {
+        Block { words: self.0.get(leg..).unwrap_or_default() }
+    }
+
+    fn source(&self, at: u16) -> Block<'_> {
+        Block { words: self.0.get(usize::from(at)..).unwrap_or_default() }
+    }
+}
+
+/// Publishing them.
+#[inline(never)]
+pub fn receive_publish(core: &mut Receive, to: &Blocks<'_>, now_ns: u64) {
+    core.publish_figures(to, now_ns);
 }
 
 /// Readers of a receive stream.
 #[inline(never)]
 pub fn receive_readers(core: &mut Receive, tail: u64, now_ns: u64) -> (u64, ReaderStatus) {
+    core.observe_tail(0, tail, now_ns);
+    core.should_wake(0, tail);
     let head = core.head();
     let readers: &mut Readers = core.readers_mut();
     let at = readers.add(Mode::Reliable, true, head, now_ns).unwrap_or(0);
@@ -116,7 +144,8 @@ pub fn receive_readers(core: &mut Receive, tail: u64, now_ns: u64) -> (u64, Read
     readers.remove(at);
     core.refresh_limit();
     let count = core.readers().count() as u64;
-    (count.wrapping_add(u64::from(woken)), status)
+    let changed = core.take_changed_readers();
+    (count.wrapping_add(u64::from(woken)).wrapping_add(changed.into()), status)
 }
 
 /// A reader's side.

@@ -193,6 +193,13 @@ pub fn programs(project: &Project) -> Result<(Files, Vec<Test>)> {
     Ok((files, tests))
 }
 
+/// The program that measures in the machine, linked statically.
+pub fn bench(project: &Project) -> Result<Files> {
+    let arguments = ["build", "--release", "--package", "rtp-mgr-kernel-bench", "--bins"];
+    let made = cargo(project, &arguments)?;
+    Ok(made.into_iter().map(|(name, file, _)| (format!("bin/{name}"), file)).collect())
+}
+
 /// Runs cargo and tells the executables it made: name, file, whether it is a test.
 fn cargo(project: &Project, arguments: &[&str]) -> Result<Vec<(String, PathBuf, bool)>> {
     let target = project.target.join("vm/programs");

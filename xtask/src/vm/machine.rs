@@ -123,10 +123,22 @@ pub fn run(
     command: &[OsString],
     settings: Settings,
 ) -> Result<()> {
+    run_with(cache, kernel, guest, command, settings, &mut |line| println!("{line}"))
+}
+
+/// As [`run`], with its output given to `print` line by line.
+pub fn run_with(
+    cache: &Cache,
+    kernel: &Kernel,
+    guest: &Guest,
+    command: &[OsString],
+    settings: Settings,
+    print: &mut dyn FnMut(&str),
+) -> Result<()> {
     let words: Vec<_> = command.iter().map(|word| quote(&word.to_string_lossy())).collect();
     let accelerator = accelerator(cache, kernel)?;
     let boot = Boot::new(cache, kernel, Some(guest), &words.join(" "), settings)?;
-    boot.execute(accelerator, &mut |line| println!("{line}"))
+    boot.execute(accelerator, print)
 }
 
 /// Every test program, each with its own result lines; then the count of them all. They run one after the

@@ -11,10 +11,10 @@
 //! | [`mirror`] | the package mirror that this machine's apt uses |
 //! | [`suite`] | which suite has a kernel, and the chroot of its compilers |
 //! | [`prepare`] | kernel headers, metadata, image |
+//! | [`bench`] | what the kernel engine costs, in instructions |
 //! | [`build`] | the module and the static programs that run beside it |
 //! | [`furniture`] | the kernel's own modules and the tools that every machine has |
 //! | [`initramfs`] | the archive that the kernel boots with |
-//! | [`bench`] | measurements of the kernel engine |
 //! | [`machine`] | QEMU: booting, what it printed, how it ended |
 //! | [`results`] | the tests' result lines, counted |
 
@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
 use crate::project::Project;
@@ -100,6 +100,17 @@ enum Task {
         #[command(flatten)]
         options: RunOptions,
     },
+    /// Count what a packet costs, kernel engine and plain sockets, in instructions of the whole system
+    Bench {
+        /// Times that each is measured
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        runs: u32,
+        /// Also write the figures to this file, as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Only what has this in its name, such as "segmented, ring"
+        filter: Option<String>,
+    },
     /// The module's tests, in the machine
     Test {
         /// Seconds after which the machine is stopped
@@ -145,6 +156,15 @@ pub fn run(project: &Project, arguments: &VmArgs) -> Result<ExitCode> {
             let guest = Guest::new(&cache, &kernel, project)?.with(&options.file);
             let settings = options.settings(0, false).parallel(arguments.parallel);
             machine::shell(&cache, &kernel, &guest, settings)?;
+        }
+        Task::Bench { runs, json, filter } => {
+            let filter = filter.as_deref().unwrap_or_default();
+            let figures = bench::figures(&cache, &kernel, project, *runs, filter)?;
+            print!("{}", bench::table(&figures));
+            if let Some(file) = json {
+                let text = serde_json::to_string_pretty(&figures)?;
+                std::fs::write(file, text).with_context(|| file.display().to_string())?;
+            }
         }
         Task::Test { timeout, arguments: words } => {
             let mut guest = Guest::new(&cache, &kernel, project)?;

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rtp_mgr_ring::abi::{READERS_MAX, ReaderStatus};
+use rtp_mgr_ring::figures::FigureBlocks;
 use rtp_mgr_ring::follow::Held;
 use rtp_mgr_ring::header::{self, Kind};
 use rtp_mgr_ring::producer::Mode;
@@ -43,12 +44,8 @@ const HOUSEKEEPING_NS: u64 = 500_000_000;
 pub(crate) trait ReceiveMemory {
     /// Positions and descriptors.
     fn ring(&self) -> RingView<'_>;
-    /// The stream's counters.
-    fn counters(&self) -> Block<'_>;
-    /// Figures of a leg.
-    fn leg(&self, leg: usize) -> Block<'_>;
-    /// An entry of the source table.
-    fn source(&self, at: u16) -> Block<'_>;
+    /// The figures.
+    fn figures(&self) -> &impl FigureBlocks;
     /// Status page of a reader.
     fn reader_status(&self, reader: usize) -> Block<'_>;
     /// Tells users about the clock: TAI - UTC in seconds, whether it is configured, steps so far.
@@ -427,7 +424,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         let now = clock::monotonic_ns();
         self.learn_tails(now);
         self.count_consumed();
-        self.publish_counters(now);
+        self.publish_figures(now);
     }
 
     /// The simulated source.
@@ -531,25 +528,24 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         // The figures first: they are never behind what a reader has.
         self.core.tally();
         self.publish_figures(now_ns);
-        let demoted = self.core.counters_mut().readers_demoted;
+        let demoted = self.core.counted().readers_demoted;
         let news = self.core.flush(&self.memory.ring(), now_ns);
         let mut wakeups = 0;
         for at in 0..READERS_MAX {
             wakeups += u64::from(self.notify(at, news, now_ns));
         }
-        let counters = self.core.counters_mut();
-        if wakeups > 0 || counters.readers_demoted != demoted {
+        if wakeups > 0 || self.core.counted().readers_demoted != demoted {
+            let counters = self.core.counters_mut();
             counters.wakeups = counters.wakeups.wrapping_add(wakeups);
-            self.publish_counters(now_ns);
+            self.publish_figures(now_ns);
         }
     }
 
     /// Wakes a reader if its threshold is reached or something has waited for too long.
     fn notify(&mut self, at: usize, news: bool, now_ns: u64) -> bool {
-        let head = self.core.head();
         let Some(Some(reader)) = self.readers.get_mut(at) else { return false };
         let wake_at = reader.port.control().wake_at.load();
-        let mut wake = self.core.readers_mut().should_wake(at, wake_at, head);
+        let mut wake = self.core.should_wake(at, wake_at);
         if !wake && news {
             reader.waiting_since.get_or_insert(now_ns);
         }
@@ -570,19 +566,8 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         self.memory.reader_status(at).publish(&status.to_words());
     }
 
-    fn publish_counters(&self, now_ns: u64) {
-        let counters = self.core.counters(now_ns);
-        self.memory.counters().publish(&counters.to_words());
-    }
-
     fn publish_figures(&mut self, now_ns: u64) {
-        self.publish_counters(now_ns);
-        for leg in 0..self.legs.len() {
-            self.memory.leg(leg).publish(&self.core.leg_figures(leg).to_words());
-        }
-        while let Some((at, figures)) = self.core.take_dirty_source() {
-            self.memory.source(at).publish(&figures.to_words());
-        }
+        self.core.publish_figures(self.memory.figures(), now_ns);
     }
 
     fn look_at_sockets(&mut self) {
@@ -678,7 +663,7 @@ fn learn_tails<P: ReaderPort>(
     for (at, reader) in readers.iter_mut().enumerate() {
         let Some(reader) = reader else { continue };
         let tail = reader.port.control().position.load_acquire();
-        core.readers_mut().observe_tail(at, tail, head, now_ns);
+        core.observe_tail(at, tail, now_ns);
         if tail == head {
             reader.waiting_since = None;
         }
@@ -762,18 +747,14 @@ mod tests {
             })
         }
 
-        fn figures(&self) -> StreamCounters {
+        fn snapshot(&self) -> StreamCounters {
             let mut values = [0; StreamCounters::WORDS];
             assert!(Block { words: &self.counters }.snapshot(&mut values, 1));
             StreamCounters::from_words(values)
         }
     }
 
-    impl ReceiveMemory for Arc<Pages> {
-        fn ring(&self) -> RingView<'_> {
-            RingView { claim: &self.claim, head: &self.head, descriptors: &self.descriptors }
-        }
-
+    impl FigureBlocks for Pages {
         fn counters(&self) -> Block<'_> {
             Block { words: &self.counters }
         }
@@ -784,6 +765,16 @@ mod tests {
 
         fn source(&self, at: u16) -> Block<'_> {
             Block { words: &self.sources[usize::from(at)] }
+        }
+    }
+
+    impl ReceiveMemory for Arc<Pages> {
+        fn ring(&self) -> RingView<'_> {
+            RingView { claim: &self.claim, head: &self.head, descriptors: &self.descriptors }
+        }
+
+        fn figures(&self) -> &impl FigureBlocks {
+            &**self
         }
 
         fn reader_status(&self, reader: usize) -> Block<'_> {
@@ -923,7 +914,7 @@ mod tests {
                     };
                     assert_eq!(descriptor.payload_len, len, "gro {gro}");
                 }
-                let counters = rig.pages.figures();
+                let counters = rig.pages.snapshot();
                 if gro {
                     assert!(counters.coalesced > 0, "the kernel coalesced nothing");
                 }
@@ -950,7 +941,7 @@ mod tests {
         rig.sender.send(&stun).expect("sent");
         rig.send(1, 10);
         rig.receive();
-        let counters = rig.pages.figures();
+        let counters = rig.pages.snapshot();
         assert_eq!((counters.received, counters.passed_rtcp, counters.passed_stun), (1, 1, 1));
         let side = rig.side.0.lock().expect("no panic elsewhere");
         assert_eq!(*side, [(Kind::Rtcp, rtcp.to_vec()), (Kind::Stun, stun.to_vec())]);
@@ -967,7 +958,7 @@ mod tests {
             rig.sender.send_to(datagram, rtcp_port).expect("sent");
         }
         rig.stream.receive_rtcp(0).expect("the sockets work");
-        let counters = rig.pages.figures();
+        let counters = rig.pages.snapshot();
         assert_eq!((counters.passed_rtcp, counters.passed_other, counters.received), (1, 2, 0));
         let side = rig.side.0.lock().expect("no panic elsewhere");
         assert_eq!(
@@ -984,9 +975,9 @@ mod tests {
         rig.send(3, 10);
         rig.receive();
         assert!(rig.stream.deadline() <= clock::monotonic_ns());
-        assert_eq!(rig.pages.figures().staged, 1);
+        assert_eq!(rig.pages.snapshot().staged, 1);
         rig.stream.tick();
-        let counters = rig.pages.figures();
+        let counters = rig.pages.snapshot();
         assert_eq!((counters.staged, counters.published, counters.gap_positions), (0, 2, 1));
     }
 
@@ -1003,7 +994,7 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(60));
         rig.stream.tick();
         rig.receive();
-        let counters = rig.pages.figures();
+        let counters = rig.pages.snapshot();
         assert_eq!((counters.published, counters.gap_positions, counters.late), (99, 0, 0));
     }
 
@@ -1020,7 +1011,7 @@ mod tests {
             "there is more"
         );
         rig.stream.tick();
-        let counters = rig.pages.figures();
+        let counters = rig.pages.snapshot();
         assert_eq!((counters.published, counters.gap_positions), (89, 0));
     }
 
@@ -1060,10 +1051,10 @@ mod tests {
             rig.send(sequence, 10);
             rig.receive();
         }
-        assert_eq!(rig.pages.figures().dropped_ring_full, 300 - POSITIONS as u64);
+        assert_eq!(rig.pages.snapshot().dropped_ring_full, 300 - POSITIONS as u64);
         rig.stream.remove_reader(reader);
         rig.send(300, 10);
         rig.receive();
-        assert_eq!(rig.pages.figures().published, POSITIONS as u64 + 1);
+        assert_eq!(rig.pages.snapshot().published, POSITIONS as u64 + 1);
     }
 }

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rtp_mgr_ring::abi::{ENGINE_USER, LEGS_MAX, feature, status};
+use rtp_mgr_ring::figures::FigureBlocks;
 use rtp_mgr_ring::producer::Mode;
 use rtp_mgr_ring::receive::{Config, Filter};
 use rtp_mgr_ring::source::static_clock_rate;
@@ -57,11 +58,7 @@ pub(crate) const TAG_RTCP: u16 = 8;
 /// The timer of a reader that does the engine's work and is away.
 pub(super) const TAG_AWAY: u16 = 12;
 
-impl ReceiveMemory for Arc<Region> {
-    fn ring(&self) -> RingView<'_> {
-        Region::ring(self)
-    }
-
+impl FigureBlocks for Region {
     fn counters(&self) -> Block<'_> {
         Region::counters(self)
     }
@@ -72,6 +69,16 @@ impl ReceiveMemory for Arc<Region> {
 
     fn source(&self, at: u16) -> Block<'_> {
         Region::source(self, at.into())
+    }
+}
+
+impl ReceiveMemory for Arc<Region> {
+    fn ring(&self) -> RingView<'_> {
+        Region::ring(self)
+    }
+
+    fn figures(&self) -> &impl FigureBlocks {
+        &**self
     }
 
     fn reader_status(&self, reader: usize) -> Block<'_> {
