@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rtp_mgr_ring::abi::{Descriptor, ReaderStatus, SOURCE_NONE, flag};
 use rtp_mgr_ring::reader::{Available, Cursor};
 
+use crate::clock::monotonic_ns;
 use crate::engine::ReceiveEngine;
 use crate::engine::inline::Driven;
 use crate::engine::receive_task::{OwnPort, ReceiveTask};
@@ -70,8 +71,8 @@ impl Reader {
         } else {
             Access::Copy(Copies::new(&region))
         };
-        let drives = reliable && threshold == 1;
-        let wake = OwnWake { port: port.clone(), task, drives, poller: None };
+        let drives_from_ns = if reliable && threshold == 1 { 0 } else { u64::MAX };
+        let wake = OwnWake { port: port.clone(), task, drives_from_ns, poller: None };
         let ring = RingReader::new(region, index, port.page().clone(), access, wake, threshold);
         Ok(Self { ring: OwnRing::User(ring) })
     }
@@ -132,7 +133,7 @@ pub(crate) trait Wake: AsFd {
 
     /// Does the engine's work, or waits until `until` for some, where a reader does that.
     fn drive(&mut self, _until: Option<Instant>) -> Driven {
-        Driven::Elsewhere
+        Driven::Elsewhere { until_ns: u64::MAX }
     }
 
     /// Whether it takes a look at the file to learn that nobody is there.
@@ -144,8 +145,8 @@ pub(crate) trait Wake: AsFd {
 pub(crate) struct OwnWake {
     port: Arc<OwnPort>,
     task: Arc<ReceiveTask>,
-    /// It may do the engine's work in its own call.
-    drives: bool,
+    /// It may do the engine's work in its own call from this time on, CLOCK_MONOTONIC in nanoseconds.
+    drives_from_ns: u64,
     /// What it waits with then.
     poller: Option<OwnedFd>,
 }
@@ -168,10 +169,15 @@ impl Wake for OwnWake {
     }
 
     fn drive(&mut self, until: Option<Instant>) -> Driven {
-        match self.drives {
-            true => self.task.drive(&self.port, &mut self.poller, until),
-            false => Driven::Elsewhere,
+        // The stream's lock is left to the engine's thread while that does the work.
+        if monotonic_ns() < self.drives_from_ns {
+            return Driven::Elsewhere { until_ns: self.drives_from_ns };
         }
+        let driven = self.task.drive(&self.port, &mut self.poller, until);
+        if let Driven::Elsewhere { until_ns } = driven {
+            self.drives_from_ns = until_ns;
+        }
+        driven
     }
 
     const MAY_VANISH: bool = false;
@@ -290,13 +296,16 @@ impl<W: Wake> RingReader<W> {
                 self.armed_at = None;
                 return Ok(Some(self.batch()));
             }
-            let driven = if stopped { Driven::Elsewhere } else { self.wake.drive(until) };
-            if driven != Driven::Elsewhere {
-                // While this reader did the work, nobody was asked to wake it.
-                self.armed_at = None;
-            }
-            if driven == Driven::Worked {
-                continue;
+            if !stopped {
+                match self.wake.drive(until) {
+                    Driven::Elsewhere { .. } => {}
+                    // While this reader did the work, nobody was asked to wake it.
+                    Driven::TimedOut => self.armed_at = None,
+                    Driven::Worked => {
+                        self.armed_at = None;
+                        continue;
+                    }
+                }
             }
             match self.look()? {
                 Found::Some => return Ok(Some(self.batch())),

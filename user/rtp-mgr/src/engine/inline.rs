@@ -7,9 +7,9 @@
 //! The engine's thread does not listen to them meanwhile. When the reader goes away with what it
 //! has, a timer runs: if it is not back in time, the engine's thread takes over, so that a reader that
 //! stands still loses no more than before. It takes over at once when the reader's time runs out
-//! (whoever waits for the stream's file next is woken by it), when there is another reader, and for
-//! good when a socket has dropped something: then somebody has to take packets out while the
-//! reader is at work.
+//! (whoever waits for the stream's file next is woken by it), when there is another reader, and for a
+//! while when a socket has dropped something: then somebody has to take packets out while the
+//! reader is at work. Each such while is twice as long as the last.
 //!
 //! Everything here happens under the stream's lock, except that the reader waits without it; `inside`
 //! says that it does.
@@ -35,6 +35,8 @@ use crate::poll::wait_events;
 const AWAY: Duration = Duration::from_millis(2);
 /// Rings smaller than this are emptied by the reader while the engine's thread fills them.
 const SLOTS_MIN: usize = 256;
+/// How long the engine's thread does the work after the first drop.
+const PAUSE_NS: u64 = 1_000_000_000;
 /// The reader's own event, beside the tags of sockets.
 const TAG_EVENT: u16 = u16::MAX;
 /// Files of a stream: two legs, their RTCP, and the reader's event.
@@ -49,8 +51,10 @@ pub(crate) struct Inline {
     inside: bool,
     /// The sockets may have more than was taken.
     more: bool,
-    /// Never again.
-    forbidden: bool,
+    /// Not before this time, CLOCK_MONOTONIC in nanoseconds.
+    not_before_ns: u64,
+    /// How often a socket has dropped something while the reader did the work.
+    dropped: u32,
     /// Runs while it is away.
     away: Option<OwnedFd>,
     /// What the sockets had dropped when it began.
@@ -64,8 +68,9 @@ pub(crate) enum Driven {
     Worked,
     /// The time ran out.
     TimedOut,
-    /// The engine's thread does the work: the reader waits for its event.
-    Elsewhere,
+    /// The engine's thread does the work: the reader waits for its event, and asks again after this time,
+    /// CLOCK_MONOTONIC in nanoseconds.
+    Elsewhere { until_ns: u64 },
 }
 
 impl ReceiveTask {
@@ -81,7 +86,7 @@ impl ReceiveTask {
         driven.unwrap_or_else(|_| {
             // As when the engine's thread finds it: the stream ends, and says so.
             self.failed();
-            Driven::Elsewhere
+            Driven::Elsewhere { until_ns: u64::MAX }
         })
     }
 
@@ -92,11 +97,12 @@ impl ReceiveTask {
         until: Option<Instant>,
     ) -> Driven {
         let mut serving = self.serving();
+        let elsewhere = Driven::Elsewhere { until_ns: serving.inline.not_before_ns };
         if !serving.begin_inline(port, poller) {
-            return Driven::Elsewhere;
+            return elsewhere;
         }
         let Some(wait) = serving.work_or_wait(until) else { return serving.away(Driven::Worked) };
-        let Some(poller) = poller.as_ref() else { return Driven::Elsewhere };
+        let Some(poller) = poller.as_ref() else { return elsewhere };
         serving.inline.inside = true;
         serving.set_timer(Duration::ZERO);
         drop(serving);
@@ -123,7 +129,10 @@ impl Serving {
         if self.inline.port.is_some() {
             return true;
         }
-        if self.inline.forbidden || !stream.has_one_reader() || stream.slot_count() < SLOTS_MIN {
+        if monotonic_ns() < self.inline.not_before_ns {
+            return false;
+        }
+        if !stream.has_one_reader() || stream.slot_count() < SLOTS_MIN {
             return false;
         }
         let prepared = prepare(stream, port, poller).and_then(|()| match &self.inline.away {
@@ -139,7 +148,7 @@ impl Serving {
         if prepared.is_err() || !listen(stream, registration, EventFlags::empty()) {
             // No file descriptor left: the engine's thread does it as well.
             listen(stream, registration, EventFlags::IN);
-            self.inline.forbidden = true;
+            self.inline.not_before_ns = u64::MAX;
             return false;
         }
         // It need not be told of what it does itself.
@@ -248,7 +257,9 @@ impl Serving {
     fn away(&mut self, driven: Driven) -> Driven {
         let drops = self.stream.as_mut().map_or(0, Stream::external_drops);
         if drops != self.inline.drops {
-            self.inline.forbidden = true;
+            let pause_ns = PAUSE_NS.saturating_mul(1 << self.inline.dropped.min(20));
+            self.inline.dropped = self.inline.dropped.saturating_add(1);
+            self.inline.not_before_ns = monotonic_ns().saturating_add(pause_ns);
             self.end_inline();
         } else {
             self.set_timer(AWAY);
