@@ -119,10 +119,8 @@ impl Running {
 
     fn ours(&mut self, net: Net<'_>, load: &Load) -> Result<()> {
         let (port, stop) = (self.port, self.stop.clone());
-        let builder = Receiver::builder()
-            .engine(Engine::User)
-            .leg(Leg::new(net.address().into(), port))
-            .expected_rate(load.rate.unwrap_or(1e6), load.len);
+        let builder =
+            Receiver::builder().engine(Engine::User).leg(Leg::new(net.address().into(), port));
         let builder = if load.flows == 1 { builder.ordered(REORDER) } else { builder };
         let builder = builder.sources(load.flows.max(1_024));
         self.thread = Some(net.at(Side::Receiver, || {

@@ -95,7 +95,11 @@ fn ours(settings: &Settings<'_>) -> Result<(f64, f64)> {
     rx.args(["rx", "--engine", "user", "--bind", "127.0.0.1", "--port", &port]);
     rx.args(["--reorder", "20", "--json", "--interval", "3600", "--idle-timeout", "2"]);
     let rx = net.at(Side::Receiver, || {
-        rx.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("rtp_app rx")
+        rx.stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("rtp_app rx")
     })?;
     net.wait_for_receiver(port.parse()?)?;
     let mut tx = Command::new(&settings.rtp_app);
