@@ -1,8 +1,11 @@
 //! A receive stream without sockets, fed with prepared packets in batches: the paths of the ring that
 //! every packet takes. Shared by the benchmarks and the instruction count.
 
-use rtp_mgr_ring::abi::{Descriptor, DESC_WORDS};
+use rtp_mgr_ring::abi::{
+    Descriptor, LegFigures, SourceFigures, StreamCounters, DESC_WORDS, SEQUENCE_WORDS,
+};
 use rtp_mgr_ring::atomic::Word;
+use rtp_mgr_ring::figures::FigureBlocks;
 use rtp_mgr_ring::follow::Held;
 use rtp_mgr_ring::header;
 use rtp_mgr_ring::producer::{Mode, Producer, Readers};
@@ -10,7 +13,7 @@ use rtp_mgr_ring::reader::Cursor;
 use rtp_mgr_ring::receive::{Config, Filter, Memory, Packet, ReceiveCore, Storage, Verdict};
 use rtp_mgr_ring::staging::{Entry, Order};
 use rtp_mgr_ring::table::{Flow, SourceEntry};
-use rtp_mgr_ring::view::{ControlView, RingView};
+use rtp_mgr_ring::view::{Block, ControlView, RingView};
 
 const POSITIONS: usize = 1_024;
 const SLOTS: usize = POSITIONS * 2;
@@ -35,6 +38,27 @@ struct Shared {
     tail: Word,
     wake_at: Word,
     descriptors: Vec<[Word; DESC_WORDS]>,
+    counters: Vec<Word>,
+    leg: Vec<Word>,
+    sources: Vec<Vec<Word>>,
+}
+
+fn block(words: usize) -> Vec<Word> {
+    (0..SEQUENCE_WORDS + words).map(|_| Word::new(0)).collect()
+}
+
+impl FigureBlocks for Shared {
+    fn counters(&self) -> Block<'_> {
+        Block { words: &self.counters }
+    }
+
+    fn leg(&self, _: usize) -> Block<'_> {
+        Block { words: &self.leg }
+    }
+
+    fn source(&self, at: u16) -> Block<'_> {
+        Block { words: &self.sources[usize::from(at)] }
+    }
 }
 
 impl Shared {
@@ -44,6 +68,9 @@ impl Shared {
             head: Word::new(0),
             tail: Word::new(0),
             wake_at: Word::new(u64::MAX >> 1),
+            counters: block(StreamCounters::WORDS),
+            leg: block(LegFigures::WORDS),
+            sources: (0..SOURCES).map(|_| block(SourceFigures::WORDS)).collect(),
             descriptors: (0..POSITIONS).map(|_| core::array::from_fn(|_| Word::new(0))).collect(),
         }
     }
@@ -106,18 +133,15 @@ impl Receive {
     /// Receives `packets` packets, publishes them, reads them and gives them back. Returns how many were
     /// read.
     pub fn batch(&mut self, packets: usize) -> u64 {
-        let head = self.core.head();
-        self.core.readers_mut().observe_tail(0, self.shared.tail.load_acquire(), head, self.now_ns);
+        self.core.observe_tail(0, self.shared.tail.load_acquire(), self.now_ns);
         self.core.refresh_limit();
         for _ in 0..packets {
             self.one();
         }
         self.core.tally();
+        self.core.publish_figures(&self.shared, self.now_ns);
         self.core.flush(&self.shared.ring(), self.now_ns);
-        while self.core.take_dirty_source().is_some() {}
-        let wake_at = self.shared.wake_at.load();
-        let head = self.core.head();
-        self.core.readers_mut().should_wake(0, wake_at, head);
+        self.core.should_wake(0, self.shared.wake_at.load());
         read(&mut self.cursor, &self.shared)
     }
 

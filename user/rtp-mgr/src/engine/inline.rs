@@ -255,7 +255,7 @@ impl Serving {
 
     /// The reader goes away with what it has.
     fn away(&mut self, driven: Driven) -> Driven {
-        let drops = self.stream.as_mut().map_or(0, Stream::external_drops);
+        let drops = self.stream.as_ref().map_or(0, Stream::external_drops);
         if drops != self.inline.drops {
             let pause_ns = PAUSE_NS.saturating_mul(1 << self.inline.dropped.min(20));
             self.inline.dropped = self.inline.dropped.saturating_add(1);

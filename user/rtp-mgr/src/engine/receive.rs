@@ -149,6 +149,8 @@ pub(crate) struct ReceiveStream<M, P, S> {
     max_latency_ns: u64,
     housekeeping_ns: u64,
     slot_count: usize,
+    /// Datagrams that the sockets dropped, as far as is known.
+    external_drops: u64,
     /// What stands in for sockets, and what became of its bytes.
     simulated: Option<(Simulator, Consumption)>,
 }
@@ -179,6 +181,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             max_latency_ns: parts.max_latency_ns,
             housekeeping_ns: 0,
             slot_count: parts.slot_count,
+            external_drops: 0,
             simulated: None,
             memory: parts.memory,
         };
@@ -223,8 +226,8 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
     }
 
     /// Datagrams that the sockets dropped, as far as is known.
-    pub(crate) fn external_drops(&mut self) -> u64 {
-        self.core.counters_mut().external_drops
+    pub(crate) fn external_drops(&self) -> u64 {
+        self.external_drops
     }
 
     /// The stream's decisions, for settings that change while it runs.
@@ -586,6 +589,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             return;
         }
         state.drops = drops;
+        self.external_drops = self.external_drops.wrapping_add(new.into());
         let counters = self.core.counters_mut();
         counters.external_drops = counters.external_drops.wrapping_add(new.into());
         if let Some(figures) = self.core.leg_figures_mut(leg) {
