@@ -417,13 +417,17 @@ struct rtp_mgr_version {
 	uint16_t abi_minor;
 	uint64_t features;
 	uint8_t release[32];
+	uint32_t max_user_streams;
+	uint32_t user_streams;
 };
 RTP_MGR_ASSERT(offsetof(struct rtp_mgr_version, size) == 0);
 RTP_MGR_ASSERT(offsetof(struct rtp_mgr_version, abi_major) == 4);
 RTP_MGR_ASSERT(offsetof(struct rtp_mgr_version, abi_minor) == 6);
 RTP_MGR_ASSERT(offsetof(struct rtp_mgr_version, features) == 8);
 RTP_MGR_ASSERT(offsetof(struct rtp_mgr_version, release) == 16);
-RTP_MGR_ASSERT(sizeof(struct rtp_mgr_version) == 48);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_version, max_user_streams) == 48);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_version, user_streams) == 52);
+RTP_MGR_ASSERT(sizeof(struct rtp_mgr_version) == 56);
 
 struct rtp_mgr_create {
 	uint32_t size;
@@ -590,7 +594,7 @@ RTP_MGR_ASSERT(offsetof(struct rtp_mgr_list_entry, memory) == 56);
 RTP_MGR_ASSERT(sizeof(struct rtp_mgr_list_entry) == 64);
 
 /* Numbers of the calls, as _IOWR() makes them. */
-#define RTP_MGR_IOC_VERSION              0xc030bb01u /* rtp_mgr_version */
+#define RTP_MGR_IOC_VERSION              0xc038bb01u /* rtp_mgr_version */
 RTP_MGR_ASSERT(RTP_MGR_IOC_VERSION == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_version) << 16 | 0xbbu << 8 | 1u));
 #define RTP_MGR_IOC_CREATE               0xc068bb02u /* rtp_mgr_create */
 RTP_MGR_ASSERT(RTP_MGR_IOC_CREATE == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_create) << 16 | 0xbbu << 8 | 2u));

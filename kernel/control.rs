@@ -20,6 +20,7 @@ use crate::device::Handle;
 use crate::registry;
 use crate::ring::abi::{self, feature, ioctl};
 use crate::stream::{Role, Stream};
+use crate::Parameters;
 
 /// No struct of a call is longer.
 const SIZE_MAX: usize = 4096;
@@ -201,6 +202,8 @@ fn version(address: usize) -> Result {
     for (to, from) in version.release.iter_mut().zip(b"0.1.0") {
         *to = *from;
     }
+    version.max_user_streams = Parameters::get().max_user_streams;
+    version.user_streams = registry::count_of(Kuid::current_euid());
     place.answer(&mut version)
 }
 

@@ -371,6 +371,12 @@ impl Engine {
         self.alarm_ns = None;
     }
 
+    /// Gives up some of the gaps that are open. Returns whether there are more. Between [`halt`](Self::halt)
+    /// and [`stop`](Self::stop), each time with a lock of its own.
+    pub(crate) fn give_up(&mut self, memory: &Memory) -> bool {
+        self.core.give_up(&memory.ring())
+    }
+
     /// Publishes what there is, and nothing more. Comes after [`halt`](Self::halt).
     pub(crate) fn stop(&mut self, memory: &Memory, waits: &[WaitQueue; READERS_MAX]) {
         let now_ns = monotonic_ns();
@@ -747,7 +753,8 @@ impl Engine {
         let head = self.core.head();
         let now_ns = monotonic_ns();
         let readers = self.core.readers_mut();
-        let reader = readers.add(mode, demotable, head, now_ns).ok_or(ENOSPC)?;
+        let fit = |reader| memory.is_free(reader);
+        let reader = readers.add_where(fit, mode, demotable, head, now_ns).ok_or(ENOSPC)?;
         self.readers |= bit(reader);
         if let Some(tail) = self.tails.get_mut(reader) {
             *tail = head;

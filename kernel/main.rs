@@ -10,7 +10,7 @@
 //! | [`stream`] | a stream: state, ownership, readers; lock order and contexts |
 //! | [`receive`] | a receive stream: engine under its lock, timer |
 //! | [`engine`] | what runs under a stream's lock: intake, publishing, waking |
-//! | [`registry`] | all streams: numbers, memory per user |
+//! | [`registry`] | all streams: numbers, memory and streams per user |
 //! | [`memory`] | the shared pages, and mapping them |
 //! | [`transmit`] | the engine of a transmit stream: its thread's work |
 //! | [`sink`] | where a transmit stream's packets go: UDP |
@@ -60,6 +60,10 @@ module! {
             default: 1024,
             description: "Memory of all streams of one user, in MiB, at most",
         },
+        max_user_streams: u32 {
+            default: 256,
+            description: "Streams of one user, at most (0: no limit)",
+        },
         dma_interval_ms: u32 {
             default: 50,
             description: "Time between bursts of the simulated DMA engine, when its user does not say (1 to 10000)",
@@ -78,6 +82,8 @@ pub(crate) struct Parameters {
     pub(crate) ring_order: u32,
     pub(crate) max_ring_bytes: u64,
     pub(crate) max_user_bytes: u64,
+    /// 0: no limit.
+    pub(crate) max_user_streams: u32,
     pub(crate) interval_ns: u64,
 }
 
@@ -89,6 +95,7 @@ impl Parameters {
             ring_order: number(module_parameters::ring_order.value()),
             max_ring_bytes: mb(number(module_parameters::max_ring_mb.value())),
             max_user_bytes: mb(number(module_parameters::max_user_mb.value())),
+            max_user_streams: number(module_parameters::max_user_streams.value()),
             interval_ns: u64::from(number(module_parameters::dma_interval_ms.value()))
                 .saturating_mul(1_000_000),
         }

@@ -28,6 +28,14 @@ use crate::ring::figures::FigureBlocks;
 use crate::ring::layout;
 use crate::ring::view::{Block, ControlView, DescriptorWords, RingView};
 
+mod shim {
+    use kernel::ffi::{c_int, c_void};
+
+    extern "C" {
+        pub(super) fn rtp_mgr_page_holders(address: *const c_void) -> c_int;
+    }
+}
+
 const WORDS: usize = PAGE / 8;
 
 /// One page of words.
@@ -58,6 +66,14 @@ impl Pages {
             },
             _ => &[],
         }
+    }
+
+    /// How many have the page at `index`, this among them; 0: there is no such page.
+    fn holders(&self, index: usize) -> usize {
+        let Some(page) = self.0.get(index) else { return 0 };
+        // SAFETY: A page of a vmalloc allocation, which lives as long as `self`.
+        let count = unsafe { shim::rtp_mgr_page_holders(core::ptr::from_ref(page).cast()) };
+        usize::try_from(count).unwrap_or(0)
     }
 
     /// The page at `index` as the memory management knows it, put into `area` at `address`.
@@ -228,6 +244,13 @@ impl Memory {
         self.word(offset)
     }
 
+    /// One of the stream's counters as it was last published: the one `offset` bytes into
+    /// [`StreamCounters`].
+    pub(crate) fn counter(&self, offset: usize) -> u64 {
+        let first = status::COUNTERS.saturating_add(Block::len_words(0).saturating_mul(8));
+        self.word(first.saturating_add(offset)).load()
+    }
+
     /// What one reader is told.
     pub(crate) fn reader_status(&self, reader: usize) -> Block<'_> {
         let offset =
@@ -243,6 +266,13 @@ impl Memory {
             _ => &NOWHERE,
         };
         ControlView { position: word(control::TAIL), wake_at: word(control::WAKE_AT) }
+    }
+
+    /// Whether nobody but the stream has the control page of `reader`, whose file is closed or was never
+    /// there: not so while a pipe, or whatever else pinned the page while it was mapped, still
+    /// has it. Nobody gets it who does not have it already.
+    pub(crate) fn is_free(&self, reader: usize) -> bool {
+        self.controls.holders(reader) == 1
     }
 
     /// The bytes of `slot`, for its one producer to write.

@@ -21,6 +21,9 @@ use crate::ring::producer::Mode;
 use crate::source::udp::{grace_period, Leg};
 use crate::stream::Shared;
 
+/// The timer's handler is not called again before this, so that bottom halves are not off for long.
+const REST_NS: u64 = 20_000;
+
 /// The engine of a receive stream, and what calls it.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Receive {
@@ -138,6 +141,8 @@ impl Receive {
     /// Stops, having published what there is. The sockets get their packets themselves.
     pub(crate) fn stop(&self) {
         self.rest();
+        // The lock is given back between the parts of a long gap.
+        while self.engine.lock().give_up(&self.shared.memory) {}
         self.engine.lock().stop(&self.shared.memory, &self.shared.waits);
     }
 
@@ -295,7 +300,9 @@ unsafe impl TimerOwner for Receive {
         let mut engine = self.engine.lock();
         engine.alarm_over();
         let due_ns = engine.service(&self.shared.memory, &self.shared.waits);
-        self.arm(&mut engine, due_ns);
+        // What is due already is a part of more than one run should do.
+        let rested_ns = monotonic_ns().saturating_add(REST_NS);
+        self.arm(&mut engine, due_ns.map(|due_ns| due_ns.max(rested_ns)));
     }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 
-//! All streams of the machine: their numbers, who made them, and how much memory each user has.
+//! All streams of the machine: their numbers, who made them, and how many and how much memory each user has.
 
 use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
 use kernel::prelude::*;
@@ -8,6 +8,7 @@ use kernel::rbtree::RBTree;
 use kernel::sync::Arc;
 use kernel::task::Kuid;
 
+use crate::compat::EDQUOT;
 use crate::stream::Stream;
 use crate::Parameters;
 
@@ -36,6 +37,27 @@ pub(crate) fn init() {
     STREAMS.lock().entries = Some(RBTree::new());
 }
 
+/// What a user has.
+struct Own {
+    streams: u32,
+    bytes: u64,
+}
+
+impl Own {
+    fn of(entries: &RBTree<u64, Entry>, owner: Kuid) -> Self {
+        let own = entries.values().filter(|entry| entry.owner == owner);
+        own.fold(Self { streams: 0, bytes: 0 }, |sum, entry| Self {
+            streams: sum.streams.saturating_add(1),
+            bytes: sum.bytes.saturating_add(entry.bytes),
+        })
+    }
+}
+
+/// How many streams `owner` has.
+pub(crate) fn count_of(owner: Kuid) -> u32 {
+    STREAMS.lock().entries.as_ref().map_or(0, |entries| Own::of(entries, owner).streams)
+}
+
 /// A number, and the right to so much memory. Given back when dropped, in process context and without
 /// the registry's lock.
 pub(crate) struct Reservation {
@@ -47,7 +69,8 @@ impl Reservation {
     ///
     /// # Errors
     ///
-    /// `ENOMEM`: over the limit of one stream or of one user.
+    /// `ENOMEM`: over the limit of memory of one stream or of one user. `EDQUOT`: the user has as many
+    /// streams as one may have.
     pub(crate) fn new(owner: Kuid, bytes: u64) -> Result<Self> {
         let parameters = Parameters::get();
         if bytes > parameters.max_ring_bytes {
@@ -56,9 +79,11 @@ impl Reservation {
         let mut streams = STREAMS.lock();
         let last_id = streams.last_id;
         let entries = streams.entries.as_mut().ok_or(ENODEV)?;
-        let own = entries.values().filter(|entry| entry.owner == owner);
-        let has = own.fold(0_u64, |sum, entry| sum.saturating_add(entry.bytes));
-        if has.saturating_add(bytes) > parameters.max_user_bytes {
+        let own = Own::of(entries, owner);
+        if parameters.max_user_streams != 0 && own.streams >= parameters.max_user_streams {
+            return Err(EDQUOT);
+        }
+        if own.bytes.saturating_add(bytes) > parameters.max_user_bytes {
             return Err(ENOMEM);
         }
         let id = last_id.wrapping_add(1);

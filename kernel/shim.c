@@ -4,11 +4,13 @@
  */
 #include <linux/cred.h>
 #include <linux/filter.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/net.h>
 #include <linux/sched.h>
 #include <linux/spinlock.h>
 #include <linux/udp.h>
+#include <linux/vmalloc.h>
 #include <linux/wait.h>
 #include <net/ip.h>
 #include <net/ipv6.h>
@@ -71,6 +73,12 @@ void rtp_mgr_wait_wake(wait_queue_head_t *queue, __poll_t events)
 const struct cred *rtp_mgr_swap_creds(const struct cred *creds)
 {
 	return override_creds(creds);
+}
+
+/* page_count() is an inline function, and struct page opaque to Rust. `address` is of a vmalloc allocation. */
+int rtp_mgr_page_holders(const void *address)
+{
+	return page_count(vmalloc_to_page(address));
 }
 
 /* A macro. */

@@ -18,6 +18,7 @@ void rtp_mgr_wait_init(wait_queue_head_t *queue);
 void rtp_mgr_wait_register(struct file *file, wait_queue_head_t *queue, poll_table *table);
 void rtp_mgr_wait_wake(wait_queue_head_t *queue, __poll_t events);
 const struct cred *rtp_mgr_swap_creds(const struct cred *creds);
+int rtp_mgr_page_holders(const void *address);
 void rtp_mgr_cond_resched(void);
 int rtp_mgr_udp_may_send(struct socket *socket);
 int rtp_mgr_udp_send_buffer(struct socket *socket);

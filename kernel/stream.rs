@@ -14,7 +14,8 @@
 //! | lock | kind | protects |
 //! |---|---|---|
 //! | registry | mutex | the list of streams |
-//! | [`Stream::control`] | mutex | state, number of files; starting and stopping |
+//! | [`Stream::control`] | mutex | state; starting and stopping |
+//! | [`Stream::files`] | mutex; never with the one before | how many files there are, and of whom |
 //! | the legs', in [`Receive`] | mutex, never waited for | which sockets the stream has |
 //! | a socket's own | sleeps; in no softirq here | whose a socket's packets are |
 //! | the engine's, in [`Receive`] | spin lock, bottom halves off | ring, counters, readers, source, when the timer is due |
@@ -26,13 +27,20 @@
 //!
 //! | entry | context | takes |
 //! |---|---|---|
-//! | ioctl, release | process | control, then engine |
+//! | ioctl | process | control, then engine |
+//! | ATTACH, release | process | files, then engine; a last or a writer's release control after that |
+//! | LIST, fdinfo | process, of other users, too | none of the stream's |
 //! | poll | process, no sleeping lock | engine |
 //! | mmap | process, mmap lock held | none |
 //! | timer | softirq | engine |
 //! | a packet of a leg | softirq, RCU; several CPUs at once | engine |
 //! | a transmit stream's thread | kernel thread, with the opener's credentials | engine, for a batch at a time |
 //! | space in a leg's socket | any, the socket's wait queue locked | the wait queue in which the thread sleeps |
+//!
+//! With the control lock held a call may wait for the lock of a socket, which its user can hold for as
+//! long as it likes (a corked send that waits for space). So nothing that others than the stream's owner
+//! may do takes it: LIST and fdinfo read the status page, ATTACH and a reader's release take the lock of
+//! the files, under which nobody waits.
 //!
 //! A transmit stream's poll takes no lock. KICK takes none either: it rings the thread's bell.
 //!
@@ -42,7 +50,8 @@
 //! something is due before it: a call, a packet, its own handler. Its handler takes the lock, forgets
 //! when the timer was due, does all that is due and starts it for what comes next. So after each hold of
 //! the lock the timer is due no later than anything that waits for it, or its handler is about to take
-//! the lock. A start that came while the handler waited for the lock is moved or, at worst, runs it once
+//! the lock; a handler rests for 20 us, so that a gap of thousands of positions, of which each run gives up
+//! 4,096, does not keep bottom halves off. A start that came while the handler waited for the lock is moved or, at worst, runs it once
 //! more than needed.
 //!
 //! # Packets of legs
@@ -69,8 +78,18 @@
 //!
 //! A transmit stream has one while it runs. It is started and stopped with the control lock held and the
 //! engine's not; stopping waits for its end, which is at most a batch away, since its sends wait for
-//! memory but never for space in a socket. A thread that was not stopped before is when its owner's file
+//! memory but never for space in a socket. There is one exception: a send through a socket that is not
+//! corked takes no lock of the socket, and a corked one is not sent through, but a user who corks it
+//! between the look and the send, and then has a send of its own wait for space, holds the lock for which
+//! the thread then waits. The network stack has no send that only tries the lock. Who waits then are
+//! calls on files of that stream (STOP, STATS, the writer's close); the end of that send ends it.
+//!
+//! Each send passes the security module's check of a send (`kernel_sendmsg()` is `sock_sendmsg()`, which calls
+//! `security_socket_sendmsg()`) with the opener's credentials, which the thread acts for; so ADD_LEG has
+//! none of its own, and what is refused is a send that failed. A thread that was not stopped before is when its owner's file
 //! is closed, and so before the stream, its memory and the module can go.
+
+use core::mem::offset_of;
 
 use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
 use kernel::cred::Credential;
@@ -108,9 +127,14 @@ const STALL_NS: u64 = 1_000_000_000;
 
 struct Control {
     state: u64,
-    files: usize,
-    allow_reliable: bool,
     stall_ns: u64,
+}
+
+struct Files {
+    /// None: nobody has the stream any more, and nobody gets it.
+    count: usize,
+    /// Whether attached readers may be reliable.
+    allow_reliable: bool,
 }
 
 /// What the engine of a stream and the calls on its files both use.
@@ -121,7 +145,8 @@ pub(crate) struct Shared {
     pub(crate) waits: [WaitQueue; READERS_MAX],
 }
 
-/// Who runs a stream's ring. All but [`ready`](Kind::ready) is called with the control lock held.
+/// Who runs a stream's ring. What changes its state is called with the control lock held, and readers come
+/// and go with that of the files.
 enum Kind {
     /// Packets come in.
     Receive(Arc<Receive>),
@@ -134,6 +159,8 @@ enum Kind {
 pub(crate) struct Stream {
     #[pin]
     control: Mutex<Control>,
+    #[pin]
+    files: Mutex<Files>,
     kind: Kind,
     shared: Arc<Shared>,
     // Last: the memory is given back before the right to it.
@@ -331,15 +358,12 @@ impl Role {
             let engine = Engine::new(&header, engine::config(&header, request, STALL_NS), source)?;
             Kind::Receive(Receive::new(engine, legs, shared.clone())?)
         };
-        let control = Control {
-            state: abi::STATE_CONFIGURED,
-            files: 1,
-            allow_reliable: false,
-            stall_ns: STALL_NS,
-        };
+        let control = Control { state: abi::STATE_CONFIGURED, stall_ns: STALL_NS };
+        let files = Files { count: 1, allow_reliable: false };
         let stream = Arc::pin_init(
             pin_init!(Stream {
                 control <- new_mutex!(control, "rtp_mgr control"),
+                files <- new_mutex!(files, "rtp_mgr files"),
                 kind,
                 shared,
                 reservation,
@@ -368,11 +392,11 @@ impl Role {
     ) -> Result<Self> {
         let mode = reader_mode(request.reader)?;
         let (reader, start) = {
-            let mut control = stream.control.lock();
-            if control.files == 0 {
+            let mut files = stream.files.lock();
+            if files.count == 0 {
                 return Err(ENOENT);
             }
-            if mode == Some(Mode::Reliable) && !own && !control.allow_reliable {
+            if mode == Some(Mode::Reliable) && !own && !files.allow_reliable {
                 return Err(EPERM);
             }
             let (reader, start) = match mode {
@@ -382,7 +406,7 @@ impl Role {
                 }
                 None => (None, stream.memory().live(abi::status::HEAD).load()),
             };
-            control.files = control.files.saturating_add(1);
+            files.count = files.count.saturating_add(1);
             (reader, start)
         };
         request.start = start;
@@ -421,19 +445,19 @@ impl Drop for Role {
     fn drop(&mut self) {
         let stream = &self.stream;
         let last = {
-            let mut control = stream.control.lock();
+            let mut files = stream.files.lock();
             if let Some(reader) = self.reader {
                 stream.kind.remove_reader(reader);
             }
-            if self.owner && stream.kind.ends_with_its_owner() {
-                control.state = abi::STATE_STOPPED;
-            }
-            control.files = control.files.saturating_sub(1);
-            if control.files == 0 {
-                stream.kind.end();
-            }
-            control.files == 0
+            files.count = files.count.saturating_sub(1);
+            files.count == 0
         };
+        if last || (self.owner && stream.kind.ends_with_its_owner()) {
+            let mut control = stream.control.lock();
+            control.state = abi::STATE_STOPPED;
+            stream.memory().live(abi::status::STATE).store(abi::STATE_STOPPED);
+            stream.kind.end();
+        }
         if last {
             drop(registry::withdraw(stream.id()));
         }
@@ -452,7 +476,8 @@ impl Kind {
     fn remove_reader(&self, reader: usize) {
         match self {
             Self::Receive(receive) => receive.remove_reader(reader),
-            Self::Transmit(transmit) => transmit.close(),
+            // Its writer's place: the stream ends with that.
+            Self::Transmit(_) => {}
         }
     }
 
@@ -483,7 +508,8 @@ impl Kind {
         }
     }
 
-    /// Nobody has the stream any more: as [`stop`](Self::stop), whatever its state, and for good.
+    /// Nobody has the stream any more, or may write: as [`stop`](Self::stop), whatever its state, and for
+    /// good.
     fn end(&self) {
         match self {
             Self::Receive(receive) => receive.end(),
@@ -617,8 +643,8 @@ impl Stream {
 
     /// State and counters.
     pub(crate) fn stats(&self) -> (u64, StreamCounters) {
-        let control = self.control.lock();
-        (control.state, self.kind.counters())
+        let counters = self.kind.counters();
+        (self.memory().live(abi::status::STATE).load(), counters)
     }
 
     /// Counters back to zero.
@@ -629,14 +655,21 @@ impl Stream {
 
     /// Changes a setting; what that makes due earlier happens earlier.
     pub(crate) fn set(&self, key: u32, value: u64) -> Result {
+        if key == ioctl::SETTING_ALLOW_RELIABLE {
+            self.files.lock().allow_reliable = match value {
+                0 => false,
+                1 => true,
+                _ => return Err(EINVAL),
+            };
+            return Ok(());
+        }
         let mut control = self.control.lock();
         match (key, value) {
-            (ioctl::SETTING_ALLOW_RELIABLE, 0 | 1) => control.allow_reliable = value == 1,
             (ioctl::SETTING_STALL_NS, 1_000_000..) => {
                 self.kind.set_stall_ns(value)?;
                 control.stall_ns = value;
             }
-            (ioctl::SETTING_ALLOW_RELIABLE | ioctl::SETTING_STALL_NS, _) => return Err(EINVAL),
+            (ioctl::SETTING_STALL_NS, _) => return Err(EINVAL),
             (ioctl::SETTING_CLOCK_RATE, _) => {
                 let Kind::Receive(receive) = &self.kind else { return Err(EOPNOTSUPP) };
                 if control.state != abi::STATE_CONFIGURED {
@@ -651,30 +684,33 @@ impl Stream {
 
     /// Reads a setting.
     pub(crate) fn get(&self, key: u32) -> Result<u64> {
-        let control = self.control.lock();
         match key {
-            ioctl::SETTING_ALLOW_RELIABLE => Ok(u64::from(control.allow_reliable)),
-            ioctl::SETTING_STALL_NS => Ok(control.stall_ns),
+            ioctl::SETTING_ALLOW_RELIABLE => Ok(u64::from(self.files.lock().allow_reliable)),
+            ioctl::SETTING_STALL_NS => Ok(self.control.lock().stall_ns),
             _ => self.kind.get(key),
         }
     }
 
-    /// What LIST says of it.
+    /// What LIST says of it: from the status page, since anybody's list may ask.
     pub(crate) fn entry(&self) -> ioctl::ListEntry {
-        let header = self.memory().header();
-        let (state, counters) = self.stats();
+        let memory = self.memory();
+        let header = memory.header();
+        let passed_on = match self.kind {
+            Kind::Receive(_) => offset_of!(StreamCounters, published),
+            Kind::Transmit(_) => offset_of!(StreamCounters, committed),
+        };
         ioctl::ListEntry {
             id: header.stream_id,
             owner_pid: header.owner_pid,
             owner_uid: header.owner_uid,
             direction: header.direction,
-            state: state as u32,
+            state: memory.live(abi::status::STATE).load() as u32,
             features: header.features,
             slot_count: header.slot_count,
             slot_stride: header.slot_stride,
-            readers: counters.readers as u32,
+            readers: memory.counter(offset_of!(StreamCounters, readers)) as u32,
             reserved: 0,
-            published: counters.published,
+            published: memory.counter(passed_on),
             memory: memory::bytes(header),
         }
     }

@@ -25,7 +25,7 @@ use crate::memory::Memory;
 use crate::primitives::{monotonic_ns, tai_ns, trace};
 use crate::ring::abi::{self, ioctl, status, LegFigures, StreamCounters, LEGS_MAX};
 use crate::ring::figures::FigureBlocks;
-use crate::ring::pace::{Pacer, Rate};
+use crate::ring::pace::{stall_limit_ns, Pacer, Rate, LATE_NS, RETRY_NS};
 use crate::ring::transmit::{awake, Job, Progress, TransmitCore};
 use crate::sink::udp::{Gather, UdpSink, DATAGRAM_MAX, SEGMENTS_MAX};
 use crate::stream::Shared;
@@ -33,14 +33,6 @@ use crate::thread::{self, ActsFor, Bell, Thread, ThreadOwner};
 
 /// Packets of a batch.
 const BATCH_MAX: usize = 256;
-/// A packet that leaves later than this after it was due is late.
-const LATE_NS: u64 = 1_000_000;
-/// How long a leg may take no packets while another one does.
-const LEG_STALL_NS: u64 = 100_000_000;
-/// How long the only leg may take no packets.
-const STALL_NS: u64 = 1_000_000_000;
-/// A leg that takes no packets is tried again after this, whatever its socket says.
-const RETRY_NS: u64 = 10_000_000;
 /// How often a launch time that is still to come is looked at again: the clock may be set.
 const LAUNCH_CHECK_NS: u64 = 500_000_000;
 /// What writers are told by poll: that they may write, and as every event file does that there is news
@@ -351,19 +343,6 @@ fn pacer(rate: u64) -> Result<Option<Pacer>> {
     Ok(Some(Pacer::new(rate)))
 }
 
-/// How many of `ready` packets were due more than [`LATE_NS`] ago.
-fn late(pacer: &Pacer, now_ns: u64, ready: u64) -> u64 {
-    let before = now_ns.saturating_sub(LATE_NS).saturating_sub(1);
-    match pacer.next_ns() {
-        Some(next_ns) if next_ns <= before => {
-            // A copy: the question does not change the schedule.
-            let mut pacer = *pacer;
-            pacer.due(before, ready).packets
-        }
-        _ => 0,
-    }
-}
-
 impl Engine {
     fn new(memory: &Memory, start: u64) -> Result<Self> {
         let header = memory.header();
@@ -463,7 +442,7 @@ impl Engine {
         let (due, mut late, mut next) = match &mut self.pacer {
             None => (ready, 0, Next::Now),
             Some(pacer) => {
-                let late = late(pacer, now_ns, ready);
+                let late = pacer.late(now_ns, ready);
                 let due = pacer.due(now_ns, ready);
                 (due.packets, late, Next::At(due.next_ns))
             }
@@ -552,7 +531,7 @@ impl Engine {
 
     /// Ends the waiting for legs that take nothing for too long.
     fn give_up_stalled(&mut self, now_ns: u64) {
-        let limit_ns = if self.legs.count > 1 { LEG_STALL_NS } else { STALL_NS };
+        let limit_ns = stall_limit_ns(self.legs.count);
         let batch = self.batch.get_mut(..self.filled).unwrap_or_default();
         for leg in self.legs.iter_mut() {
             let since_ns = leg.blocked_since.unwrap_or(now_ns);

@@ -1,6 +1,6 @@
 #!/bin/sh
 # load.sh [PARAMETER=VALUE...]: builds the module if it is not built, and loads it.
-# Parameters: ring_order, max_ring_mb, max_user_mb, dma_interval_ms. Safe to run again.
+# Parameters: ring_order, max_ring_mb, max_user_mb, max_user_streams, dma_interval_ms. Safe to run again.
 set -eu
 
 here=$(cd "$(dirname "$0")/.." && pwd)

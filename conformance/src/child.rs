@@ -29,6 +29,7 @@ use crate::harness::{Harness, ms};
 use crate::heard::Reads;
 use crate::process::{self, Mapping};
 use crate::raw;
+use crate::soak::crowd;
 use crate::wait::LONG;
 use crate::wire;
 
@@ -84,6 +85,19 @@ impl Remote {
         let mut remote = Self::start(h, &format!("owner {name} {engine} {reorder}"));
         let address = remote.answer("publishing").get("address");
         (remote, address)
+    }
+
+    /// A process that takes part in the soak.
+    #[track_caller]
+    pub(crate) fn role(h: &Harness, role: &str) -> Self {
+        let mut remote = Self::start(h, role);
+        remote.answer("attaching");
+        remote
+    }
+
+    /// Ends its standard input.
+    pub(crate) fn close(&mut self) {
+        drop(self.input.take());
     }
 
     #[track_caller]
@@ -160,7 +174,7 @@ impl Remote {
 
     /// Lets it end by itself.
     pub(crate) fn end(mut self) {
-        drop(self.input.take());
+        self.close();
         let status = self.process.wait().expect("it is our child");
         assert!(status.success(), "{status}");
     }
@@ -180,6 +194,8 @@ pub(crate) fn main(role: &str) -> ExitCode {
     let result = match words[..] {
         ["reader", name, mode] => reader(name, mode),
         ["owner", name, engine, reorder] => owner(name, engine, reorder),
+        ["steady", name] => crowd::steady(name),
+        ["wild", name, mode, seed] => crowd::wild(name, mode, number(seed)),
         _ => Err(Error::EngineGone),
     };
     match result {
@@ -192,7 +208,8 @@ pub(crate) fn main(role: &str) -> ExitCode {
     }
 }
 
-fn say(line: &str) {
+/// Answers the parent.
+pub(crate) fn say(line: &str) {
     let mut out = io::stdout().lock();
     // Nobody listens any more: the end of the standard input follows.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());

@@ -6,12 +6,17 @@
 //! - as tests of the embedded engine: `cargo test -p conformance` (`tests/user.rs`),
 //! - as a program, where there is no cargo: `conformance --engine kernel --ktap`.
 //!
+//! The program does two more things, which take both engines or longer: `conformance compare` sends the same
+//! traffic through both and compares what becomes of every packet, `conformance soak` loads streams while
+//! their readers stall and die.
+//!
 //! | module | what lives there |
 //! |---|---|
 //! | [`suite`] | the list of behaviours, running them |
 //! | [`harness`] | which engine, what it and the machine can do, opening streams |
 //! | [`program`] | the program: runner and the processes that behaviours start |
 //! | `behaviours` | the behaviours |
+//! | `compare`, `soak` | `conformance compare`, `conformance soak` |
 //! | `wire`, `heard` | packets sent, packets read |
 //! | `child`, `process` | reader and owner processes, what /proc tells about a process |
 //! | `wait`, `dice` | deadlines, repeatable randomness |
@@ -23,12 +28,14 @@
 
 mod behaviours;
 mod child;
+mod compare;
 mod dice;
 pub mod harness;
 mod heard;
 mod process;
 pub mod program;
 mod raw;
+mod soak;
 pub mod suite;
 mod wait;
 mod wire;
@@ -154,6 +161,7 @@ macro_rules! behaviours {
             }
             side {
                 what_is_no_rtp_is_passed_on
+                a_long_datagram_is_passed_on_whole
                 the_queue_is_bounded_and_counts_what_it_drops
             }
             hostile {

@@ -7,17 +7,21 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use rtp_mgr::Engine;
 
 use crate::child;
+use crate::compare::{self, CompareArgs};
 use crate::harness::Harness;
+use crate::soak::{self, SoakArgs};
 use crate::suite::{BEHAVIOURS, Behaviour, NOT_RUN, Outcome};
 
 /// Runs the behaviours that every engine of RTP Manager has to show.
 #[derive(Debug, Parser)]
-#[command(name = "conformance")]
+#[command(name = "conformance", args_conflicts_with_subcommands = true)]
 struct Options {
+    #[command(subcommand)]
+    task: Option<Task>,
     /// Run the behaviours whose name contains one of these (default: all)
     filters: Vec<String>,
     /// The engine to test
@@ -37,8 +41,14 @@ struct Options {
     here: Option<String>,
 }
 
+#[derive(Debug, Subcommand)]
+enum Task {
+    Compare(CompareArgs),
+    Soak(SoakArgs),
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum EngineName {
+pub(crate) enum EngineName {
     Auto,
     Kernel,
     User,
@@ -67,6 +77,11 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    match &options.task {
+        Some(Task::Compare(options)) => return compare::main(options),
+        Some(Task::Soak(options)) => return soak::main(options, program),
+        None => {}
+    }
     let harness = Harness::new(options.engine.into(), program);
     match &options.here {
         Some(name) => run_one(name, &harness),
@@ -102,7 +117,7 @@ fn run_all(options: &Options, harness: &Harness) -> ExitCode {
         chosen.iter().for_each(|behaviour| println!("{}", behaviour.name()));
         return ExitCode::SUCCESS;
     }
-    let report = Report::new(options.ktap, chosen.len());
+    let report = Report::new(options.ktap, "behaviours", chosen.len());
     let waiting = Mutex::new(chosen.into_iter());
     let report = Mutex::new(report);
     thread::scope(|scope| {
@@ -123,7 +138,7 @@ fn run_all(options: &Options, harness: &Harness) -> ExitCode {
 }
 
 /// Prints results as they come.
-struct Report {
+pub(crate) struct Report {
     ktap: bool,
     ran: usize,
     failed: Vec<String>,
@@ -132,16 +147,17 @@ struct Report {
 }
 
 impl Report {
-    fn new(ktap: bool, count: usize) -> Self {
+    /// Of `count` tests, which are called `what`.
+    pub(crate) fn new(ktap: bool, what: &str, count: usize) -> Self {
         if ktap {
             println!("KTAP version 1\n1..{count}");
         } else {
-            println!("\nrunning {count} behaviours");
+            println!("\nrunning {count} {what}");
         }
         Self { ktap, ran: 0, failed: Vec::new(), not_run: 0, start: Instant::now() }
     }
 
-    fn add(&mut self, name: &str, outcome: &Outcome, took: Duration) {
+    pub(crate) fn add(&mut self, name: &str, outcome: &Outcome, took: Duration) {
         self.ran += 1;
         let number = self.ran;
         let details = |text: &str| text.lines().for_each(|line| println!("# {line}"));
@@ -166,7 +182,7 @@ impl Report {
         }
     }
 
-    fn end(self) -> ExitCode {
+    pub(crate) fn end(self) -> ExitCode {
         let failed = self.failed.len();
         let passed = self.ran - failed - self.not_run;
         if self.ktap {

@@ -9,6 +9,17 @@ pub(crate) const LONG: Duration = Duration::from_secs(20);
 /// How often a condition is looked at before the processor is given to others for longer.
 const EAGER: u32 = 200;
 
+/// As [`until`], for what takes another thread each time: on an emulated machine that thread's processor may
+/// not run before this one has nothing to do.
+#[track_caller]
+pub(crate) fn idly_until(what: impl FnOnce() -> String, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {LONG:?}: {}", what());
+        thread::sleep(Duration::from_micros(20));
+    }
+}
+
 /// Waits until `holds`; `what` describes the failure when it does not within [`LONG`].
 #[track_caller]
 pub(crate) fn until(what: impl FnOnce() -> String, mut holds: impl FnMut() -> bool) {

@@ -18,10 +18,10 @@ use crate::wait;
 pub(crate) const HEADER: usize = 12;
 
 /// Memory of packets under way that the smallest usual socket buffer (208 KiB) holds.
-const UNDER_WAY_MAX: u64 = 100_000;
+pub(crate) const UNDER_WAY_MAX: u64 = 100_000;
 
 /// What a packet of `len` bytes takes of a socket buffer, at most.
-const fn memory_of(len: usize) -> u64 {
+pub(crate) const fn memory_of(len: usize) -> u64 {
     1_024 + 2 * len as u64
 }
 
@@ -61,6 +61,27 @@ pub(crate) fn payload(ssrc: u32, sequence: u16, len: usize) -> Vec<u8> {
     (0..len.div_ceil(8) as u64).flat_map(|index| word(index).to_be_bytes()).take(len).collect()
 }
 
+/// Sends up to 64 packets, none longer than the first, in one call, coalesced where the kernel does that.
+#[track_caller]
+pub(crate) fn send_train(socket: &UdpSocket, packets: &[Vec<u8>]) {
+    let Some(len) = packets.first().map(Vec::len) else { return };
+    let mut memory = SlotMemory::private(packets.len() as u32, len);
+    for (slot, packet) in packets.iter().enumerate() {
+        memory.write(slot as u32, packet);
+    }
+    let mut batch = SendBatch::new(memory, packets.len(), true);
+    for (slot, packet) in packets.iter().enumerate() {
+        assert!(batch.add(slot as u32, packet.len()));
+    }
+    while batch.pending() > 0 {
+        match batch.send(socket).stop {
+            None => {}
+            Some(SendError::OffloadRefused(_)) => batch.split(),
+            Some(error) => panic!("{error:?}"),
+        }
+    }
+}
+
 /// What leads to one receive stream: knows what was sent and what of it the stream has taken.
 #[derive(Clone)]
 pub(crate) struct Line(Arc<Shared>);
@@ -75,7 +96,7 @@ struct Shared {
 }
 
 /// Datagrams that a stream has taken from its sockets.
-fn taken(counters: &StreamCounters) -> u64 {
+pub(crate) fn taken(counters: &StreamCounters) -> u64 {
     counters.received
         + counters.passed_rtcp
         + counters.passed_stun
@@ -241,21 +262,7 @@ impl Sender {
     pub(crate) fn train(&self, packets: &[Vec<u8>]) {
         let Some(len) = packets.first().map(Vec::len) else { return };
         self.note(packets.len() as u64, len);
-        let mut memory = SlotMemory::private(packets.len() as u32, len);
-        for (slot, packet) in packets.iter().enumerate() {
-            memory.write(slot as u32, packet);
-        }
-        let mut batch = SendBatch::new(memory, packets.len(), true);
-        for (slot, packet) in packets.iter().enumerate() {
-            assert!(batch.add(slot as u32, packet.len()));
-        }
-        while batch.pending() > 0 {
-            match batch.send(&self.socket).stop {
-                None => {}
-                Some(SendError::OffloadRefused(_)) => batch.split(),
-                Some(error) => panic!("{error:?}"),
-            }
-        }
+        send_train(&self.socket, packets);
     }
 
     /// Sends `count` packets from `first` on in as few calls as possible.

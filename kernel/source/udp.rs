@@ -91,6 +91,8 @@ pub(crate) struct Leg {
     socket: NonNull<bindings::socket>,
     port: KBox<Port>,
     adopted: bool,
+    /// The socket points to the port: it is adopted, or was and is not [forgotten](Self::forget) yet.
+    pointed: bool,
 }
 
 // SAFETY: The socket has locks of its own and its file is referenced; the port is only read.
@@ -123,7 +125,7 @@ impl Leg {
         // it means patching the kernel's code. Undone by dropping the leg.
         // SAFETY: Process context.
         unsafe { shim::net_enable_timestamp() };
-        let leg = Self { socket, port, adopted: false };
+        let leg = Self { socket, port, adopted: false, pointed: false };
         // SAFETY: Asks about the socket, which is referenced.
         to_result(unsafe { shim::rtp_mgr_udp_check(leg.sock()) })?;
         Ok(leg)
@@ -150,6 +152,7 @@ impl Leg {
         // SAFETY: The socket is referenced, and the port stays until it was released.
         to_result(unsafe { shim::rtp_mgr_udp_adopt(self.sock(), self.port()) })?;
         self.adopted = true;
+        self.pointed = true;
         Ok(())
     }
 
@@ -166,7 +169,7 @@ impl Leg {
 
     /// Takes the pointer to the port from the socket, if it still has it. No packet is on its way here.
     pub(crate) fn forget(&mut self) {
-        if !self.adopted {
+        if !self.adopted && core::mem::take(&mut self.pointed) {
             // SAFETY: The socket is referenced; a pointer that is not this port's is left alone.
             unsafe { shim::rtp_mgr_udp_forget(self.sock(), self.port()) };
         }

@@ -690,6 +690,10 @@ pub mod ioctl {
         pub features: u64,
         /// Out: the module's version, text that ends with zeros.
         pub release: [u8; 32],
+        /// Out: streams that a user may have at a time; 0: no limit. [`CREATE`] of one more is -EDQUOT.
+        pub max_user_streams: u32,
+        /// Out: streams that this user has.
+        pub user_streams: u32,
     }
 
     /// [`CREATE`]: 0 stands for the default of every number that has one.
@@ -876,14 +880,14 @@ pub mod ioctl {
         pub readers: u32,
         /// 0.
         pub reserved: u32,
-        /// Packets published.
+        /// [`StreamCounters::published`]; of a transmit stream [`StreamCounters::committed`].
         pub published: u64,
         /// Bytes of memory of the stream.
         pub memory: u64,
     }
 
     const _: () = {
-        assert!(size_of::<Version>() == 48);
+        assert!(size_of::<Version>() == 56);
         assert!(size_of::<Create>() == 104);
         assert!(size_of::<Attach>() == 48);
         assert!(size_of::<AddLeg>() == 32);

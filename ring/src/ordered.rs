@@ -40,6 +40,15 @@ enum Hope {
 
 impl<M: Memory> ReceiveCore<M> {
     pub(super) fn ordered(&mut self, view: &RingView<'_>, held: &Held, key: &Key) -> Verdict {
+        // What was due before this packet came, whether the engine's timer has run or not.
+        let switched = self.try_switch(view, held.arrival_ns);
+        let verdict = self.sort(view, held, key);
+        self.plain &= !switched;
+        verdict
+    }
+
+    /// Tells the followed source's packets from others.
+    fn sort(&mut self, view: &RingView<'_>, held: &Held, key: &Key) -> Verdict {
         let Some(followed) = self.followed else {
             return self.first_ever(view, held, key);
         };
@@ -390,14 +399,15 @@ impl<M: Memory> ReceiveCore<M> {
         live.map(|leg| leg.last_ns.saturating_add(SILENCE_NS)).max()
     }
 
-    /// Follows the candidate if it may take over at `now_ns`.
-    pub(super) fn try_switch(&mut self, view: &RingView<'_>, now_ns: u64) {
-        let Some(candidate) = self.candidate else { return };
+    /// Follows the candidate if it may take over at `now_ns`. Returns whether it does.
+    pub(super) fn try_switch(&mut self, view: &RingView<'_>, now_ns: u64) -> bool {
+        let Some(candidate) = self.candidate else { return false };
         let released = self.bye.is_some() && !candidate.restart;
         let silent = candidate.proven && self.switch_due().is_none_or(|due| due <= now_ns);
         if released || silent {
             self.switch(view, &candidate);
         }
+        released || silent
     }
 
     /// Follows `candidate`: an epoch begins with the first packet held of it.

@@ -1,7 +1,7 @@
 //! When the next packets of a transmit stream are due.
 //!
-//! What lives here: arithmetic of rates and launch times on CLOCK_MONOTONIC. What does not: waiting,
-//! clocks, sending.
+//! What lives here: arithmetic of rates and launch times on CLOCK_MONOTONIC, when a packet is late, how
+//! long a leg that takes nothing is waited for. What does not: waiting, clocks, sending.
 //!
 //! Packet n of a run is due at `start + n * 1 s * seconds / packets`, rounded down, so no rate drifts however long
 //! it runs. A sender that comes late catches up, but not for ever: what it is behind by more than
@@ -10,6 +10,21 @@
 
 /// Nanoseconds in a second.
 const SECOND: u64 = 1_000_000_000;
+
+/// A packet that leaves more than this after it was due is late, nanoseconds.
+pub const LATE_NS: u64 = 1_000_000;
+/// A leg that takes no packets is tried again after this, whatever it says of itself, nanoseconds.
+pub const RETRY_NS: u64 = 10_000_000;
+
+/// How long a leg of a stream with so many `legs` may take no packets, nanoseconds: not for long where
+/// another one waits for it.
+pub const fn stall_limit_ns(legs: usize) -> u64 {
+    if legs > 1 {
+        100_000_000
+    } else {
+        1_000_000_000
+    }
+}
 
 /// Packets per second as a fraction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +121,18 @@ impl Pacer {
         Due { packets, next_ns: next.ns }
     }
 
+    /// How many of `ready` packets are late at `now_ns`. The question does not change the schedule.
+    pub fn late(&self, now_ns: u64, ready: u64) -> u64 {
+        let before = now_ns.saturating_sub(LATE_NS).saturating_sub(1);
+        match self.next_ns() {
+            Some(next_ns) if next_ns <= before => {
+                let mut copy = *self;
+                copy.due(before, ready).packets
+            }
+            _ => 0,
+        }
+    }
+
     /// `packets` have gone.
     pub fn sent(&mut self, packets: u64) {
         if let Some(next) = &mut self.next {
@@ -161,6 +188,21 @@ mod tests {
         pacer.sent(1);
         assert_eq!(pacer.due(101_000_000, 1_000).packets, 101);
         assert_eq!(pacer.due(101_000_001, 1_000), Due { packets: 1, next_ns: 102_000_001 });
+    }
+
+    #[test]
+    fn what_was_due_more_than_a_millisecond_ago_is_late() {
+        let mut pacer = Pacer::new(rate(1_000, 1));
+        assert_eq!(pacer.late(50_000_000, 10), 0, "the run has not begun");
+        pacer.due(5, 1);
+        pacer.sent(1);
+        let schedule = pacer.next_ns();
+        // Due at 1, 2, 3 ms and so on, and 5 ns.
+        assert_eq!(pacer.late(2_000_005, 10), 0, "one is late by exactly a millisecond");
+        assert_eq!(pacer.late(2_000_006, 10), 1);
+        assert_eq!(pacer.late(4_000_006, 10), 3);
+        assert_eq!(pacer.late(4_000_006, 2), 2, "of those that are there");
+        assert_eq!(pacer.next_ns(), schedule);
     }
 
     proptest! {

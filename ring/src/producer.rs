@@ -155,8 +155,21 @@ impl Readers {
     /// Adds a reader that begins at `start`. `demotable`: a reliable one that stalls for too long is
     /// made lossy. `None`: all places are taken.
     pub fn add(&mut self, mode: Mode, demotable: bool, start: u64, now_ns: u64) -> Option<usize> {
-        let at = self.readers.iter().position(|reader| !reader.active)?;
-        let reader = self.readers.get_mut(at)?;
+        self.add_where(|_| true, mode, demotable, start, now_ns)
+    }
+
+    /// As [`add`](Self::add), at the first free place that is `fit`: its control page may still be
+    /// somebody else's.
+    pub fn add_where(
+        &mut self,
+        fit: impl Fn(usize) -> bool,
+        mode: Mode,
+        demotable: bool,
+        start: u64,
+        now_ns: u64,
+    ) -> Option<usize> {
+        let mut places = self.readers.iter_mut().enumerate();
+        let (at, reader) = places.find(|(at, reader)| !reader.active && fit(*at))?;
         *reader = Reader {
             active: true,
             mode,

@@ -490,7 +490,8 @@ impl<M: Memory> ReceiveCore<M> {
         }
     }
 
-    /// Publishes what is due at `now_ns`: gaps whose time is over, a source that takes over.
+    /// Publishes what is due at `now_ns`: gaps whose time is over, a source that takes over. Of a long gap a
+    /// part ([`EXPIRE_MAX`](super::staging::EXPIRE_MAX) positions); the deadline of the rest has then passed.
     pub fn expire(&mut self, view: &RingView<'_>, now_ns: u64) {
         self.changed_all();
         self.try_switch(view, now_ns);
@@ -544,6 +545,14 @@ impl<M: Memory> ReceiveCore<M> {
             self.changed.counters = Changed::Anything;
             add(&mut self.counters.readers_demoted, u64::from(demoted));
         }
+    }
+
+    /// Gives up a part of the gaps, as [`expire`](Self::expire) does, whatever their deadlines. Returns whether
+    /// there is more. Comes before [`finish`](Self::finish) where that must not take long.
+    pub fn give_up(&mut self, view: &RingView<'_>) -> bool {
+        self.changed_all();
+        self.staging.expire(view, u64::MAX);
+        self.staging.next_deadline().is_some()
     }
 
     /// Ends the stream: gaps are given up, held packets counted. `flush` follows.

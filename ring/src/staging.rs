@@ -31,6 +31,9 @@ pub(super) const fn distance(a: u64, b: u64) -> i64 {
 
 const NO_SLOT: u32 = u32::MAX;
 
+/// Positions that [`Staging::expire`] publishes at a time.
+pub const EXPIRE_MAX: u64 = 4_096;
+
 /// What the producer knows about one position. Fill new storage with [`Entry::EMPTY`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -359,9 +362,13 @@ where
         self.head = position.wrapping_add(1);
     }
 
-    /// Moves `head` over what is present, or missing with its deadline at or before `now_ns`.
-    fn settle(&mut self, view: &RingView<'_>, now_ns: Option<u64>) {
-        while distance(self.claim(), self.head) > 0 {
+    /// Moves `head` over what is present, or missing with its deadline at or before `now_ns`: at most `most`
+    /// positions.
+    fn settle(&mut self, view: &RingView<'_>, now_ns: Option<u64>, most: u64) {
+        for _ in 0..most {
+            if distance(self.claim(), self.head) <= 0 {
+                return;
+            }
             let head = self.head;
             let Some(entry) = self.entry(head) else { return };
             let due = match entry.state {
@@ -382,9 +389,10 @@ where
         }
     }
 
-    /// Publishes what is due at `now_ns`, gaps whose deadline has passed included.
+    /// Publishes what is due at `now_ns`, gaps whose deadline has passed included: [`EXPIRE_MAX`] positions
+    /// at a time. If there are more, [`next_deadline`](Self::next_deadline) has passed.
     pub fn expire(&mut self, view: &RingView<'_>, now_ns: u64) {
-        self.settle(view, Some(now_ns));
+        self.settle(view, Some(now_ns), EXPIRE_MAX);
     }
 
     /// When the first gap is to be given up; `None` while there is none.
@@ -426,7 +434,7 @@ where
         }
         self.extend(view, position, 0);
         self.fill(view, position, &descriptor, arrival_ns);
-        self.settle(view, None);
+        self.settle(view, None, u64::MAX);
         Placement::New { recovered: false }
     }
 
@@ -479,7 +487,7 @@ where
                 self.sweep(descriptor.leg ^ 1, sequence);
             }
         }
-        self.settle(view, None);
+        self.settle(view, None, u64::MAX);
         placement
     }
 

@@ -16,7 +16,7 @@ use rtp_mgr_ring::follow::{Held, SILENCE_NS};
 use rtp_mgr_ring::header;
 use rtp_mgr_ring::producer::{Mode, Readers};
 use rtp_mgr_ring::receive::{Config, Filter, Memory, Packet, ReceiveCore, Storage, Verdict};
-use rtp_mgr_ring::staging::{Entry, Order};
+use rtp_mgr_ring::staging::{Entry, Order, EXPIRE_MAX};
 use rtp_mgr_ring::table::{Flow, SourceEntry};
 use rtp_mgr_ring::view::{Block, RingView};
 
@@ -543,6 +543,33 @@ fn another_source_is_filtered_while_the_first_lives_and_takes_over_with_all_it_s
         assert_eq!(rig.counters().restarts, 0);
         assert_eq!(rig.counters().epochs, 2);
     }
+}
+
+/// The timer of an engine may run late, after packets that came when it was due.
+#[test]
+fn who_takes_over_does_not_depend_on_when_the_engine_looks() {
+    let [on_time, late] = [true, false].map(|on_time| {
+        let mut rig = Rig::new(Setup { order: 4, ..Setup::default() });
+        for sequence in 0..5 {
+            rig.packet(Sent::new(sequence).ssrc(7));
+        }
+        // More than can be held for it.
+        for sequence in 500..520 {
+            rig.now += MS;
+            rig.packet(Sent::new(sequence).ssrc(8));
+        }
+        let due = rig.core.next_deadline().expect("the takeover is due without another packet");
+        if on_time {
+            rig.wait(due - rig.now);
+        }
+        rig.now = due + MS;
+        rig.packet(Sent::new(520).ssrc(8));
+        rig.packet(Sent::new(5).ssrc(7));
+        rig.finish();
+        (rig.packets(), rig.counters().epochs, rig.counters().dropped_filtered)
+    });
+    assert_eq!(on_time.0, (0..5).chain(512..521).collect::<Vec<u16>>());
+    assert_eq!(on_time, late);
 }
 
 #[test]
@@ -1159,4 +1186,73 @@ fn a_full_source_table_does_not_keep_an_ordered_stream_from_the_next_source() {
     rig.finish();
     assert_eq!(rig.packets().len(), 500, "{:?}", rig.counters());
     assert_eq!((rig.counters().restarts, rig.counters().sources_untracked), (0, 0));
+}
+
+#[test]
+fn a_long_gap_is_given_up_in_parts_and_in_order() {
+    let mut rig = Rig::new(Setup { order: 16, reorder_ms: Some(5), ..Setup::default() });
+    let jumps: Vec<u16> = (0..10).map(|at| at * 2_900).collect();
+    for sequence in &jumps {
+        rig.packet(Sent::new(*sequence));
+    }
+    assert_eq!(rig.next, 1, "the gaps are open");
+    rig.now += 5 * MS;
+    let mut rounds = 0;
+    while rig.core.next_deadline().is_some_and(|due| due <= rig.now) {
+        let before = rig.next;
+        rig.wait(0);
+        assert!(rig.next > before && rig.next - before <= EXPIRE_MAX, "{before} {}", rig.next);
+        rounds += 1;
+    }
+    assert!(rounds > 6 && rig.core.next_deadline().is_none());
+    let sequences: Vec<_> = rig.read.iter().map(|seen| seen.descriptor.sequence).collect();
+    assert!(sequences.windows(2).all(|pair| pair[1] == pair[0] + 1));
+    assert_eq!((rig.read.len(), rig.packets()), (9 * 2_900 + 1, jumps));
+    let counters = rig.counters();
+    assert_eq!((counters.gap_positions, counters.lost), (9 * 2_899, 9 * 2_899));
+}
+
+#[test]
+fn packets_that_come_between_the_parts_of_a_gap_keep_their_places() {
+    let mut rig = Rig::new(Setup { order: 16, reorder_ms: Some(5), ..Setup::default() });
+    for sequence in (0..10).map(|at| at * 2_900) {
+        rig.packet(Sent::new(sequence));
+    }
+    rig.now += 5 * MS;
+    rig.wait(0);
+    // One that was given up, one that is not yet, and the next.
+    rig.packet(Sent::new(3_000));
+    rig.packet(Sent::new(20_000));
+    rig.packet(Sent::new(9 * 2_900 + 1));
+    while rig.core.next_deadline().is_some() {
+        rig.wait(0);
+    }
+    let expected: Vec<u16> = (0..7).map(|at| at * 2_900).chain([20_000]).collect();
+    assert_eq!(rig.packets()[..8], expected);
+    assert_eq!(*rig.packets().last().unwrap(), 9 * 2_900 + 1);
+    let counters = rig.counters();
+    assert_eq!((counters.late, counters.published), (1, 12));
+    assert_eq!(rig.read.len(), 9 * 2_900 + 2);
+}
+
+#[test]
+fn what_is_given_up_before_the_end_is_what_the_end_gives_up() {
+    let ended = |in_parts: bool| {
+        let mut rig = Rig::new(Setup { order: 16, reorder_ms: Some(5), ..Setup::default() });
+        for sequence in (0..10).map(|at| at * 2_900) {
+            rig.packet(Sent::new(sequence));
+        }
+        if in_parts {
+            let (claim, head, descriptors) = (&rig.claim, &rig.head, &rig.descriptors[..]);
+            let view = RingView { claim, head, descriptors };
+            let mut parts = 1;
+            while rig.core.give_up(&view) {
+                parts += 1;
+            }
+            assert_eq!(parts, (9_u64 * 2_900).div_ceil(EXPIRE_MAX));
+        }
+        rig.finish();
+        (rig.read.iter().map(|seen| seen.descriptor).collect::<Vec<_>>(), rig.counters())
+    };
+    assert_eq!(ended(true), ended(false));
 }

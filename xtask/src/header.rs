@@ -314,7 +314,15 @@ fn control_plane() -> String {
     layout!(
         out,
         "rtp_mgr_version",
-        ioctl::Version { size, abi_major, abi_minor, features, release }
+        ioctl::Version {
+            size,
+            abi_major,
+            abi_minor,
+            features,
+            release,
+            max_user_streams,
+            user_streams,
+        }
     );
     layout!(
         out,

@@ -44,7 +44,7 @@ pub(crate) fn a_thousand_sources_of_fifty_packets(h: &Harness) {
     let (rest, last) = rig.finish();
     heard += heard::count(&rest);
     assert_eq!(last.sources.len(), SOURCES as usize);
-    assert_eq!(last.counters.sources, SOURCES.into());
+    assert_eq!(last.counters.sources, u64::from(SOURCES));
     let mut unique = 0;
     for source in &last.sources {
         let figures = &source.figures;

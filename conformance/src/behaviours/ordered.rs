@@ -256,7 +256,7 @@ fn assert_takes_over(heard: &[Heard], ssrc: u32, sequences: impl IntoIterator<It
 }
 
 /// RTCP BYE (RFC 3550 section 6.6) behind an empty receiver report.
-fn bye(ssrc: u32) -> Vec<u8> {
+pub(crate) fn bye(ssrc: u32) -> Vec<u8> {
     let mut bytes = vec![0x80, 201, 0, 1];
     bytes.extend(ssrc.to_be_bytes());
     bytes.extend([0x81, 203, 0, 1]);

@@ -31,7 +31,7 @@ pub(crate) fn a_full_ring_drops_the_newest_and_marks_the_place(h: &Harness) {
         assert_eq!(counters.dropped_ring_full, rounds * lost);
         assert_eq!(counters.published, rounds * u64::from(POSITIONS));
         assert_eq!((counters.unique, counters.lost), (rounds * 100, 0), "lost by the reader alone");
-        assert_eq!(counters.high_watermark, POSITIONS.into());
+        assert_eq!(counters.high_watermark, u64::from(POSITIONS));
     }
 }
 

@@ -52,6 +52,30 @@ pub(crate) fn what_is_no_rtp_is_passed_on(h: &Harness) {
     assert!(side.try_recv().is_none() && side.dropped() == 0);
 }
 
+/// However long it is, and however short the slots are.
+pub(crate) fn a_long_datagram_is_passed_on_whole(h: &Harness) {
+    for slot_stride in [64, 4_096] {
+        for gro in [true, false] {
+            let rig = h.rig(|builder| builder.slot_stride(slot_stride).gro(gro));
+            let side = rig.rx.side_channel();
+            let sender = rig.sender();
+            for len in [63, 64, 65, 2_049, 9_000, 60_000] {
+                let mut bytes = RTCP.repeat(len / RTCP.len() + 1);
+                bytes.truncate(len);
+                sender.datagram(&bytes);
+                let packet =
+                    side.recv(LONG).unwrap_or_else(|| panic!("{len} bytes are not passed on"));
+                assert_eq!(
+                    (packet.kind, packet.bytes.len()),
+                    (Kind::Rtcp, len),
+                    "slots of {slot_stride}"
+                );
+                assert_eq!(*packet.bytes, bytes);
+            }
+        }
+    }
+}
+
 pub(crate) fn the_queue_is_bounded_and_counts_what_it_drops(h: &Harness) {
     let rig = h.rig(|builder| builder);
     let side = rig.rx.side_channel();

@@ -477,6 +477,20 @@ pub fn header_of(status: &Mapping) -> Header {
     header
 }
 
+/// The streams that the caller may see, up to 4096.
+pub fn list(device: &Device) -> Vec<ioctl::ListEntry> {
+    let mut entries = vec![ioctl::ListEntry::default(); 4_096];
+    let mut list = ioctl::List {
+        entry_size: size_of::<ioctl::ListEntry>() as u32,
+        entries: entries.as_mut_ptr() as u64,
+        room: 4_096,
+        ..Default::default()
+    };
+    device.call(ioctl::LIST, &mut list).expect("LIST");
+    entries.truncate(list.count as usize);
+    entries
+}
+
 /// The error number of a failed call.
 #[track_caller]
 pub fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> i32 {

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)] // Calls with arguments that are wrong on purpose.
 
-use rtp_mgr_kernel_tests::{Argument, Device, Reader, errno};
+use rtp_mgr_kernel_tests::{Argument, Device, Reader, errno, list};
 use rtp_mgr_ring::abi::{self, StreamCounters, ioctl};
 
 fn small() -> ioctl::Create {
@@ -219,19 +219,6 @@ fn as_user(uid: libc::uid_t, act: impl FnOnce() + Send) {
             .join()
             .unwrap();
     });
-}
-
-fn list(device: &Device) -> Vec<ioctl::ListEntry> {
-    let mut entries = vec![ioctl::ListEntry::default(); 64];
-    let mut list = ioctl::List {
-        entry_size: size_of::<ioctl::ListEntry>() as u32,
-        entries: entries.as_mut_ptr() as u64,
-        room: 64,
-        ..Default::default()
-    };
-    device.call(ioctl::LIST, &mut list).unwrap();
-    entries.truncate(list.count as usize);
-    entries
 }
 
 #[test]

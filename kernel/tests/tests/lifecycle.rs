@@ -5,12 +5,13 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rtp_mgr_kernel_tests::{DEVICE, Device, Reader, errno, header_of};
-use rtp_mgr_ring::abi::{PAGE, ioctl};
+use rtp_mgr_kernel_tests::{DEVICE, Device, Reader, errno, header_of, transmit};
+use rtp_mgr_ring::abi::{PAGE, StreamCounters, ioctl};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -117,6 +118,60 @@ fn parameters_are_taken_and_bad_ones_refused() {
     drop(first);
     third.create(request(9)).unwrap();
     drop((device, second, third));
+    unload_when_free();
+    load("").unwrap();
+}
+
+#[test]
+fn a_user_has_no_more_streams_than_allowed() {
+    let numbers = |device: &Device| {
+        let mut version = ioctl::Version::default();
+        device.call(ioctl::VERSION, &mut version).unwrap();
+        (version.user_streams, version.max_user_streams)
+    };
+    unload_when_free();
+    load("max_user_streams=3").unwrap();
+    let asking = Device::open().unwrap();
+    assert_eq!(numbers(&asking), (0, 3));
+    let devices: Vec<_> = (0..4).map(|_| Device::open().unwrap()).collect();
+    devices[0].create(small()).unwrap();
+    devices[1].create_udp(ioctl::Create { ring_order: 4, ..Default::default() }).unwrap();
+    let transmit = ioctl::Create { ring_order: 4, ..transmit::request() };
+    devices[2].call(ioctl::CREATE, &mut transmit.clone()).unwrap();
+    assert_eq!(errno(devices[3].create(small())), libc::EDQUOT);
+    assert_eq!(numbers(&asking), (3, 3));
+    // Readers are no streams, others have their own, and a file that was refused can be used again.
+    let reader = Device::open().unwrap();
+    reader.attach(&devices[0], ioctl::READER_LOSSY).unwrap();
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            let device = Device::open().unwrap();
+            // SAFETY: Only this thread changes, and it ends here.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 65_534, 65_534, 65_534) }, 0);
+            assert_eq!(numbers(&device), (0, 3));
+            device.create(small()).unwrap();
+            assert_eq!(numbers(&device), (1, 3));
+        });
+        other.join().unwrap();
+    });
+    let [first, .., refused] = &devices[..] else { panic!() };
+    drop(reader);
+    refused.attach(first, ioctl::READER_LOSSY).unwrap();
+    let mut devices = devices;
+    drop(devices.remove(1));
+    assert_eq!(numbers(&asking), (2, 3));
+    let again = Device::open().unwrap();
+    again.create(small()).unwrap();
+    drop((devices, again, asking));
+    unload_when_free();
+    load("max_user_streams=0").unwrap();
+    let devices: Vec<_> = (0..300).map(|_| Device::open().unwrap()).collect();
+    let tiny = ioctl::Create { ring_order: 4, slot_stride: 64, packet_len: 64, ..small() };
+    for device in &devices {
+        device.create(tiny).unwrap();
+    }
+    assert_eq!(numbers(&devices[0]), (300, 0));
+    drop(devices);
     unload_when_free();
     load("").unwrap();
 }
@@ -249,8 +304,8 @@ fn fdinfo_tells_of_the_stream() {
     assert!(!text.contains("rtp-"));
 }
 
-#[test]
-fn trace_events_exist_and_fire() {
+/// The kernel's tracing files.
+fn tracing() -> &'static str {
     let tracing = "/sys/kernel/tracing";
     if !fs::exists(format!("{tracing}/events")).unwrap() {
         let (source, target, kind) = (c"tracefs", c"/sys/kernel/tracing", c"tracefs");
@@ -260,6 +315,70 @@ fn trace_events_exist_and_fire() {
         };
         assert_eq!(mounted, 0, "{}", io::Error::last_os_error());
     }
+    tracing
+}
+
+/// By CPU: for what part of a trace it was in the softirq of timers.
+fn timer_shares(trace: &str) -> Vec<f64> {
+    let mut cpus = vec![(None, None, 0.0, 0.0); 64];
+    for line in trace.lines().filter(|line| line.contains("action=HRTIMER]")) {
+        let (before, event) = line.split_once(": softirq_").expect("an event");
+        let cpu = before.split_once('[').and_then(|(_, rest)| rest.get(..3)).expect("a CPU");
+        let time: f64 = before.rsplit(' ').next().unwrap().parse().expect("seconds");
+        let (first, entry, last, busy) = &mut cpus[cpu.parse::<usize>().unwrap()];
+        first.get_or_insert(time);
+        *last = time;
+        match event.starts_with("entry") {
+            true => *entry = Some(time),
+            false => *busy += entry.take().map_or(0.0, |entry| time - entry),
+        }
+    }
+    let share = |(first, _, last, busy): &(Option<f64>, Option<f64>, f64, f64)| {
+        first.map(|first| busy / (last - first))
+    };
+    cpus.iter().filter_map(share).collect()
+}
+
+#[test]
+fn the_most_demanding_bursts_leave_half_of_a_cpu_alone() {
+    let tracing = tracing();
+    let device = Device::open().unwrap();
+    let request = ioctl::Create {
+        burst: 65_536,
+        interval_ns: 100_000,
+        packet_len: 8,
+        reader: ioctl::READER_NONE,
+        ..small()
+    };
+    device.create(request).unwrap();
+    let status = device.map(0, PAGE as u64, libc::PROT_READ).unwrap();
+    let offset = header_of(&status).counters_offset as usize + 8;
+    let bursts = || status.word(offset + offset_of!(StreamCounters, bursts)).load();
+    fs::write(format!("{tracing}/trace"), "").unwrap();
+    let enable = |event: &str, on| {
+        fs::write(format!("{tracing}/events/irq/softirq_{event}/enable"), on).unwrap();
+    };
+    enable("entry", "1");
+    enable("exit", "1");
+    device.plain(ioctl::START).unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while bursts() < 5 {
+        assert!(Instant::now() < deadline, "{} bursts in {LIMIT:?}", bursts());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    device.plain(ioctl::STOP).unwrap();
+    enable("entry", "0");
+    enable("exit", "0");
+    let trace = fs::read_to_string(format!("{tracing}/trace")).unwrap();
+    let shares = timer_shares(&trace);
+    println!("in the softirq of timers: {shares:?}");
+    assert!(shares.iter().any(|share| *share > 0.2), "{shares:?}");
+    assert!(shares.iter().all(|share| *share < 0.7), "{shares:?}");
+}
+
+#[test]
+fn trace_events_exist_and_fire() {
+    let tracing = tracing();
     let enable = format!("{tracing}/events/rtp_mgr/enable");
     fs::write(&enable, "1").unwrap();
     let mut reader = Reader::create(ioctl::Create { ring_order: 4, burst: 16, ..small() }).unwrap();

@@ -3,13 +3,13 @@
 #![allow(unsafe_code)] // mmap and its relatives.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use libc::{PROT_EXEC, PROT_READ, PROT_WRITE};
 use rtp_mgr_kernel_tests::{Device, Mapping, Reader, errno, header_of, owned};
-use rtp_mgr_ring::abi::{Header, PAGE, ioctl};
+use rtp_mgr_ring::abi::{Header, PAGE, READERS_MAX, ioctl};
 
 const RW: i32 = PROT_READ | PROT_WRITE;
 const ONE: u64 = PAGE as u64;
@@ -100,6 +100,53 @@ fn each_file_has_its_own_control_page_and_reader_status() {
     assert!(other.map(status(attached.reader_index), ONE, PROT_READ).is_ok());
     assert_eq!(errno(other.map(status(index), ONE, PROT_READ)), libc::EPERM);
     assert_eq!(errno(other.map(status(0), 2 * ONE, PROT_READ)), libc::EPERM);
+}
+
+#[test]
+fn a_control_page_that_somebody_still_holds_is_given_to_nobody_else() {
+    let (owner, header, _) = stream();
+    let attach = || {
+        let device = Device::open().unwrap();
+        let index = device.attach(&owner, ioctl::READER_LOSSY).unwrap().reader_index;
+        (device, index)
+    };
+    let (first, held) = attach();
+    let (reading, writing) = io::pipe().unwrap();
+    {
+        let page = first.map(header.control_offset, ONE, RW).unwrap();
+        let part = libc::iovec { iov_base: page.address().cast(), iov_len: PAGE };
+        // SAFETY: A mapped page. The pipe refers to it from now on, whatever is unmapped.
+        let moved = unsafe { libc::vmsplice(writing.as_raw_fd(), &part, 1, 0) };
+        assert_eq!(moved, PAGE as isize);
+    }
+    drop(first);
+    let (second, other) = attach();
+    assert_ne!(other, held, "the page of the reader before is in the pipe");
+    drop((reading, writing));
+    let (_third, again) = attach();
+    assert_eq!(again, held, "nobody holds it any more");
+    drop(second);
+}
+
+#[test]
+fn when_all_control_pages_are_held_there_is_no_place_for_a_reader() {
+    let owner = Device::open().unwrap();
+    owner.create(ioctl::Create { reader: ioctl::READER_NONE, ..small() }).unwrap();
+    let header = header_of(&owner.map(0, ONE, PROT_READ).unwrap());
+    let (reading, writing) = io::pipe().unwrap();
+    for _ in 0..READERS_MAX {
+        let device = Device::open().unwrap();
+        device.attach(&owner, ioctl::READER_LOSSY).unwrap();
+        let page = device.map(header.control_offset, ONE, RW).unwrap();
+        let part = libc::iovec { iov_base: page.address().cast(), iov_len: PAGE };
+        // SAFETY: As above.
+        assert_eq!(unsafe { libc::vmsplice(writing.as_raw_fd(), &part, 1, 0) }, PAGE as isize);
+    }
+    let late = Device::open().unwrap();
+    assert_eq!(errno(late.attach(&owner, ioctl::READER_LOSSY)), libc::ENOSPC);
+    late.attach(&owner, ioctl::READER_NONE).unwrap();
+    drop((reading, writing));
+    Device::open().unwrap().attach(&owner, ioctl::READER_LOSSY).unwrap();
 }
 
 #[test]

@@ -8,6 +8,8 @@ use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rtp_mgr_kernel_tests::books::assert_transmit_books as assert_books;
@@ -15,7 +17,7 @@ use rtp_mgr_kernel_tests::random::Random;
 use rtp_mgr_kernel_tests::transmit::{
     Writer, arrivals, clock_ns, collect, numbered, receiver, request, sender, set_option,
 };
-use rtp_mgr_kernel_tests::{Device, errno};
+use rtp_mgr_kernel_tests::{Device, errno, list};
 use rtp_mgr_ring::abi::{self, Descriptor, PAGE, StreamCounters, feature, flag, ioctl, status};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -493,6 +495,108 @@ fn a_leg_that_takes_nothing_costs_the_other_nothing() {
     assert_eq!((other.received, other.lost), (1_000, 0));
     assert_eq!(blocked.received + blocked.lost, 1_000);
     assert!(blocked.lost > 900, "{blocked:?}");
+}
+
+/// The call in which a thread of this process sleeps.
+fn sleeps_in(thread: libc::pid_t) -> Option<i64> {
+    let text = fs::read_to_string(format!("/proc/self/task/{thread}/syscall")).unwrap();
+    text.split(' ').next()?.trim().parse().ok()
+}
+
+/// Does something in a thread, and returns when that sleeps in `call`.
+fn blocked_in<T: Send + 'static>(
+    call: i64,
+    act: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    let (tell, told) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        // SAFETY: Asks who this is.
+        tell.send(unsafe { libc::gettid() }).unwrap();
+        act()
+    });
+    let number = told.recv().unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while sleeps_in(number) != Some(call) {
+        assert!(Instant::now() < deadline && !thread.is_finished(), "it does not wait");
+    }
+    thread
+}
+
+#[test]
+fn who_looks_does_not_wait_for_a_stream_that_waits_for_its_socket() {
+    let void = Void::new("void3", "10.77.4");
+    // A socket whose lock is held: by a corked send that waits for space.
+    let leg = || {
+        let socket = Void::sender("10.77.4");
+        socket.set_nonblocking(true).unwrap();
+        while socket.send(&[0; 1_000]).is_ok() {}
+        socket.set_nonblocking(false).unwrap();
+        let device = Device::open().unwrap();
+        let create = ioctl::Create { ring_order: 4, ..Default::default() };
+        let id = device.create_udp(create).unwrap().id;
+        device.add_leg(&socket, 0).unwrap();
+        let sending = blocked_in(libc::SYS_sendto, move || {
+            // SAFETY: Bytes and their number.
+            unsafe {
+                libc::send(socket.as_raw_fd(), [0_u8; 100].as_ptr().cast(), 100, libc::MSG_MORE)
+            }
+        });
+        (device, id, sending)
+    };
+    let (stopped, stopped_id, sending) = leg();
+    let (closed, closed_id, other_sending) = leg();
+    let (looking, reading) = (Device::open().unwrap(), Device::open().unwrap());
+    looking.attach(&stopped, ioctl::READER_NONE).unwrap();
+    reading.attach(&stopped, ioctl::READER_LOSSY).unwrap();
+    let stopping = blocked_in(libc::SYS_ioctl, move || {
+        let mut legs = ioctl::Plain { flags: ioctl::STOP_LEGS, ..Default::default() };
+        stopped.call(ioctl::STOP, &mut legs).map(|()| stopped)
+    });
+    let closing = blocked_in(libc::SYS_close, move || drop(closed));
+    let (tell, told) = mpsc::channel();
+    let asking = std::thread::spawn(move || {
+        let listed: Vec<_> = list(&looking).iter().map(|entry| entry.id).collect();
+        assert!(listed.contains(&stopped_id), "{listed:?}");
+        let info = format!("/proc/self/fdinfo/{}", looking.fd());
+        assert!(fs::read_to_string(info).unwrap().contains("rtp-state:\tconfigured"));
+        looking.stats().unwrap();
+        let by_id = |id| {
+            let reader = ioctl::READER_LOSSY;
+            let mut request = ioctl::Attach { fd: -1, id, reader, ..Default::default() };
+            let device = Device::open().unwrap();
+            device.call(ioctl::ATTACH, &mut request).map(|()| device)
+        };
+        by_id(stopped_id).unwrap();
+        assert_eq!(errno(by_id(closed_id)), libc::ENOENT, "nobody has it any more");
+        drop(reading);
+        tell.send(()).unwrap();
+    });
+    let answered = told.recv_timeout(LIMIT);
+    let waits = !stopping.is_finished() && !closing.is_finished();
+    // What was waited for goes with the interface.
+    drop(void);
+    asking.join().unwrap();
+    assert_eq!(answered, Ok(()), "whoever looks waits for somebody else's socket");
+    assert!(waits, "they were to wait for the sockets' locks meanwhile");
+    stopping.join().unwrap().unwrap();
+    closing.join().unwrap();
+    sending.join().unwrap();
+    other_sending.join().unwrap();
+}
+
+#[test]
+fn the_list_tells_what_was_committed() {
+    let to = receiver();
+    let create = ioctl::Create { ring_order: 4, start: u64::MAX - 3, ..request() };
+    let mut writer = Writer::running(create, &[&sender(&to)]).unwrap();
+    let packets: Vec<_> = (0..20).map(|number| numbered(number, 100)).collect();
+    writer.send_all(packets.iter().map(Vec::as_slice), LIMIT);
+    let entry = list(&writer.device)
+        .into_iter()
+        .find(|entry| entry.id == writer.header.stream_id)
+        .expect("it is listed");
+    assert_eq!((entry.direction, entry.published), (abi::DIRECTION_TRANSMIT, 20));
+    assert_eq!((entry.readers, u64::from(entry.state)), (0, abi::STATE_RUNNING));
 }
 
 #[test]

@@ -628,6 +628,35 @@ fn the_books_and_new_readers_are_right_while_the_rest_of_a_train_is_waited_for()
 }
 
 #[test]
+fn a_long_gap_is_given_up_in_parts_and_nothing_of_it_is_missing() {
+    let socket = local();
+    for (stop, reorder_ns) in [(false, 20 * MS), (true, 60_000 * MS)] {
+        let request = ioctl::Create { ring_order: 17, slot_stride: 128, ..ordered(reorder_ns) };
+        let mut reader = running(request, &socket);
+        let from = sender(&socket);
+        let sent: Vec<u16> = (0..20).map(|at| at * 2_900).collect();
+        for sequence in &sent {
+            from.send(&rtp_of(SSRC, *sequence, 24)).unwrap();
+        }
+        until("everything is taken", || reader.counters().unique == 20);
+        if stop {
+            assert_eq!((reader.counters().published, reader.counters().staged), (1, 19));
+            let mut legs = ioctl::Plain { flags: ioctl::STOP_LEGS, ..Default::default() };
+            reader.device.call(ioctl::STOP, &mut legs).unwrap();
+        }
+        let items = reader.collect(19 * 2_900 + 1, LIMIT);
+        let first = items[0].descriptor.sequence;
+        for (number, item) in (first..).zip(&items) {
+            assert_eq!(item.descriptor.sequence, number);
+            assert_eq!(item.descriptor.has(flag::LOST), (number - first) % 2_900 != 0);
+        }
+        let counters = reader.device.stats().unwrap().1;
+        assert_books(&counters);
+        assert_eq!((counters.published, counters.gap_positions), (20, 19 * 2_899));
+    }
+}
+
+#[test]
 fn ipv6_and_ipv4_on_a_dual_stack_socket() {
     let socket = bound((Ipv6Addr::UNSPECIFIED, 0).into());
     let port = socket.local_addr().unwrap().port();
@@ -852,7 +881,7 @@ fn stopping_publishes_what_is_staged() {
 fn two_legs_with_loss_give_everything_that_either_has_once_and_in_order() {
     const COUNT: u16 = 6_000;
     let sockets = [local(), local()];
-    let request = ioctl::Create { legs: 2, ring_order: 13, ..ordered(400 * MS) };
+    let request = ioctl::Create { legs: 2, ring_order: 13, ..ordered(3_000 * MS) };
     let mut reader = Reader::create_udp(request).unwrap();
     for (leg, socket) in (0..).zip(&sockets) {
         reader.device.add_leg(socket, leg).unwrap();

@@ -26,6 +26,9 @@ pub const SCRIPTS_TEST: &str = "scripts.sh";
 const CONFORMANCE: &str = "conformance.sh";
 /// The name of the test of streams between network namespaces.
 const NETWORK: &str = "network.sh";
+/// The names of the comparison of both engines and of the soak.
+const COMPARE: &str = "compare.sh";
+const SOAK: &str = "soak.sh";
 const SCRIPTS: [&str; 2] = ["scripts/load.sh", "scripts/unload.sh"];
 const CHECKOUT: &str = "/root/rtp_mgr";
 
@@ -72,7 +75,7 @@ pub fn scripts(project: &Project, module: &Path) -> Files {
     let mut files: Files =
         SCRIPTS.iter().map(|&script| (place(script), project.root.join(script))).collect();
     files.push((place("kernel/rtp_mgr.ko"), module.to_owned()));
-    for test in [SCRIPTS_TEST, CONFORMANCE, NETWORK] {
+    for test in [SCRIPTS_TEST, CONFORMANCE, NETWORK, COMPARE, SOAK] {
         files.push((format!("bin/{test}"), project.root.join("kernel/tests").join(test)));
     }
     files
@@ -165,8 +168,14 @@ fn make(cache: &Cache, kernel: &Kernel, place: &Place, more: &[&str]) -> Result<
 type Files = Vec<(String, PathBuf)>;
 
 /// Programs of the machine that are no test programs of cargo's but have tests, and how they are called.
-const SUITES: [(&str, &[&str]); 4] =
-    [(CONSUMER, &[]), (SCRIPTS_TEST, &[CHECKOUT]), (NETWORK, &[]), (CONFORMANCE, &[])];
+const SUITES: [(&str, &[&str]); 6] = [
+    (CONSUMER, &[]),
+    (SCRIPTS_TEST, &[CHECKOUT]),
+    (NETWORK, &[]),
+    (CONFORMANCE, &[]),
+    (COMPARE, &[]),
+    (SOAK, &[]),
+];
 
 /// The programs, linked statically, and the tests among them in the order in which they run.
 pub fn programs(project: &Project) -> Result<(Files, Vec<Test>)> {

@@ -349,7 +349,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             };
             if let Verdict::Passed(kind) = verdict {
                 if kind == Kind::Rtcp {
-                    byes.extend(Compound::parse(arrived.bytes).into_iter().flat_map(|c| c.byes));
+                    byes.extend(Compound::parse(arrived.whole).into_iter().flat_map(|c| c.byes));
                 }
                 self.side.pass(SidePacket {
                     kind,
@@ -357,7 +357,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
                     rtcp_port: false,
                     from: info.from,
                     time_ns: arrival.tai_ns,
-                    bytes: arrived.bytes.into(),
+                    bytes: arrived.whole.into(),
                 });
             }
             if verdict == Verdict::Kept {
@@ -394,7 +394,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
                 kind => kind,
             };
             self.core.passed(kind);
-            let compound = Compound::parse(arrived.bytes).filter(|_| kind == Kind::Rtcp);
+            let compound = Compound::parse(arrived.whole).filter(|_| kind == Kind::Rtcp);
             for ssrc in compound.into_iter().flat_map(|compound| compound.byes) {
                 self.core.bye(&self.memory.ring(), ssrc, now);
             }
@@ -405,7 +405,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
                 rtcp_port: true,
                 from: arrived.info.from,
                 time_ns: arrival.tai_ns,
-                bytes: arrived.bytes.into(),
+                bytes: arrived.whole.into(),
             });
         }
         self.flush(now);

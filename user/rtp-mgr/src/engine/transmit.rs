@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rtp_mgr_ring::abi::{LegFigures, SourceFigures, StreamCounters, status};
-use rtp_mgr_ring::pace::Pacer;
+use rtp_mgr_ring::pace::{LATE_NS, Pacer, RETRY_NS, stall_limit_ns};
 use rtp_mgr_ring::transmit::{Job, Progress, TransmitCore, awake};
 
 use super::worker::{NEVER, signal};
@@ -28,14 +28,6 @@ use crate::stats::State;
 const BATCH_MAX: usize = 256;
 /// Batches before other streams get their turn.
 const ROUNDS_MAX: usize = 8;
-/// A packet that leaves later than this after it was due is late.
-const LATE_NS: u64 = 1_000_000;
-/// How long a leg may take no packets while another one does.
-const LEG_STALL_NS: u64 = 100_000_000;
-/// How long the only leg may take no packets.
-const STALL_NS: u64 = 1_000_000_000;
-/// A leg that takes no packets is tried again after this, whatever it says of itself.
-const RETRY_NS: u64 = 10_000_000;
 /// How often the clocks are looked at.
 const HOUSEKEEPING_NS: u64 = 500_000_000;
 /// Time between sender reports (RFC 3550 section 6.2).
@@ -237,7 +229,7 @@ impl TransmitStream {
         let (due, late, mut next) = match &mut self.pacer {
             None => (ready, 0, Next::Now),
             Some(pacer) => {
-                let late = late(pacer, now_ns, ready);
+                let late = pacer.late(now_ns, ready);
                 let due = pacer.due(now_ns, ready);
                 (due.packets, late, Next::At(due.next_ns))
             }
@@ -307,7 +299,7 @@ impl TransmitStream {
 
     /// Ends the waiting for legs that take nothing for too long.
     fn give_up_stalled(&mut self, now_ns: u64) {
-        let limit = if self.legs.len() > 1 { LEG_STALL_NS } else { STALL_NS };
+        let limit = stall_limit_ns(self.legs.len());
         for leg in &mut self.legs {
             let since = leg.blocked_since.unwrap_or(now_ns);
             if now_ns.saturating_sub(since) >= limit {
@@ -479,19 +471,6 @@ impl Reports {
             packets: sender.received as u32,
             octets: sender.bytes as u32,
         }
-    }
-}
-
-/// How many of `ready` packets were due more than [`LATE_NS`] ago.
-fn late(pacer: &Pacer, now_ns: u64, ready: u64) -> u64 {
-    let before = now_ns.saturating_sub(LATE_NS + 1);
-    match pacer.next_ns() {
-        Some(next) if next <= before => {
-            // A copy: the question does not change the schedule.
-            let mut pacer = *pacer;
-            pacer.due(before, ready).packets
-        }
-        _ => 0,
     }
 }
 

@@ -34,6 +34,15 @@ fn refused(doing: &'static str) -> impl Fn(io::Error) -> Error {
                  (`modprobe rtp_mgr max_ring_mb=MIB`)"
             ),
         },
+        Some(Errno::DQUOT) => {
+            let has = match Device::open().and_then(|device| device.version()) {
+                Ok(version) => usable::streams(&version),
+                Err(_) => "this user has as many streams as max_user_streams allows".into(),
+            };
+            Error::KernelEngine {
+                reason: format!("cannot {doing}: {has}; {}", usable::MORE_STREAMS),
+            }
+        }
         Some(Errno::NOSPC) => {
             Error::argument("reader", "one more", "accepted: 16 readers at a time")
         }

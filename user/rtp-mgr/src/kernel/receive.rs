@@ -36,7 +36,7 @@ use crate::socket::ReceiveSocket;
 
 /// Datagrams taken from a socket at a time.
 const MESSAGES_MAX: usize = 64;
-/// Bytes of one that are passed on.
+/// Bytes of one that are received in place; a longer one is put together elsewhere.
 const SIDE_LEN: usize = 2_048;
 
 /// A receive stream that the module runs.
@@ -171,8 +171,10 @@ impl ReceiveEngine for KernelReceive {
         if let Some(server) = server {
             server.watch(&registration)?;
         }
+        self.device.start().map_err(refused("start the stream"))?;
+        // Not before: who did not start is not stopped either, and would hold its worker for ever.
         serving.registration = Some(registration);
-        self.device.start().map_err(refused("start the stream"))
+        Ok(())
     }
 
     fn region(&self) -> &Arc<Region> {
@@ -311,7 +313,7 @@ impl Sockets {
             if rtcp_port || classified == Kind::Rtp {
                 passed[place(kind)] += 1;
             }
-            let compound = Compound::parse(arrived.bytes).filter(|_| kind == Kind::Rtcp);
+            let compound = Compound::parse(arrived.whole).filter(|_| kind == Kind::Rtcp);
             heard.extend(compound.into_iter().flat_map(|compound| compound.byes).map(|ssrc| {
                 let flags = ioctl::HEARD_BYE;
                 ioctl::Heard { leg: leg as u32, flags, ssrc, ..Default::default() }
@@ -323,7 +325,7 @@ impl Sockets {
                 rtcp_port,
                 from: arrived.info.from,
                 time_ns: arrival.tai_ns,
-                bytes: arrived.bytes.into(),
+                bytes: arrived.whole.into(),
             });
         }
         if passed != [0; 4] {

@@ -125,8 +125,10 @@ impl TransmitEngine for KernelTransmit {
         if let Some(server) = &serving.server {
             server.watch(&registration)?;
         }
+        self.device.start().map_err(refused("start the stream"))?;
+        // Not before: who did not start is not stopped either, and would hold its worker for ever.
         serving.registration = Some(registration);
-        self.device.start().map_err(refused("start the stream"))
+        Ok(())
     }
 
     fn region(&self) -> &Arc<Region> {

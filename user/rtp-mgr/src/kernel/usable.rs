@@ -145,6 +145,26 @@ pub(crate) fn loaded(version: &ioctl::Version) -> String {
     format!("the module rtp_mgr {} is loaded", release(version))
 }
 
+/// What to do when a user may have no more streams.
+pub(crate) const MORE_STREAMS: &str = "end some (`rtp_app list`), or load the module with more: `sudo modprobe -r rtp_mgr && sudo \
+     modprobe rtp_mgr max_user_streams=NUMBER` (0: no limit)";
+
+/// How many streams this user has, and may have.
+pub(crate) fn streams(version: &ioctl::Version) -> String {
+    let has = version.user_streams;
+    match version.max_user_streams {
+        0 => format!("streams of the module that this user has: {has}; there is no limit"),
+        max => {
+            format!("streams of the module that this user has: {has} of {max} (max_user_streams)")
+        }
+    }
+}
+
+/// Whether this user may make another stream.
+pub(crate) fn has_room(version: &ioctl::Version) -> bool {
+    version.max_user_streams == 0 || version.user_streams < version.max_user_streams
+}
+
 fn release(version: &ioctl::Version) -> String {
     let end = version.release.iter().position(|byte| *byte == 0).unwrap_or(version.release.len());
     String::from_utf8_lossy(&version.release[..end]).into_owned()
@@ -178,6 +198,19 @@ pub(crate) mod tests {
         assert!(lacking.contains("UDP legs") && lacking.contains("update the module"), "{lacking}");
         let lacking = refusal(ABI_MAJOR, feature::UDP_RECEIVE, feature::UDP_TRANSMIT);
         assert!(lacking.contains("transmit streams"), "{lacking}");
+    }
+
+    #[test]
+    fn a_user_is_told_how_many_streams_it_has_and_may_have() {
+        let with = |user_streams, max_user_streams| ioctl::Version {
+            user_streams,
+            max_user_streams,
+            ..version(ABI_MAJOR, 0)
+        };
+        assert!(has_room(&with(2, 3)) && !has_room(&with(3, 3)) && has_room(&with(300, 0)));
+        let full = streams(&with(3, 3));
+        assert!(full.contains("3 of 3 (max_user_streams)"), "{full}");
+        assert!(streams(&with(300, 0)).contains("no limit"));
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub struct Arrived<'a> {
     pub slot: Option<u32>,
     /// The packet, as far as a slot holds it (whole when `slot` is `None`).
     pub bytes: &'a [u8],
+    /// All of the packet, in its slot or elsewhere.
+    pub whole: &'a [u8],
     /// Bytes of the packet on the wire; more than `bytes` when a slot is too small.
     pub len: usize,
     /// Its place in its datagram, from 0.
@@ -343,7 +345,8 @@ impl RecvBatch {
         let index = self.cursor.message * self.segments_max + segment;
         self.cursor.current = Current::Entry(index);
         let slot = self.slots[index];
-        Some(Arrived { slot: Some(slot), bytes: self.memory.bytes(slot, len), len, segment, info })
+        let bytes = self.memory.bytes(slot, len);
+        Some(Arrived { slot: Some(slot), bytes, whole: bytes, len, segment, info })
     }
 
     /// Takes the slot of the packet handed out last out of the batch: it belongs to the caller now.
@@ -440,11 +443,12 @@ impl RecvBatch {
         let len = range.len();
         let bytes = &self.linear[range];
         let Some(slot) = self.spares.pop().or_else(&mut spare) else {
-            return Arrived { slot: None, bytes, len, segment, info };
+            return Arrived { slot: None, bytes, whole: bytes, len, segment, info };
         };
         let held = self.memory.write(slot, bytes);
         self.cursor.current = Current::Loose(slot);
-        Arrived { slot: Some(slot), bytes: self.memory.bytes(slot, held), len, segment, info }
+        let (whole, bytes) = (bytes, self.memory.bytes(slot, held));
+        Arrived { slot: Some(slot), bytes, whole, len, segment, info }
     }
 
     /// Reads what the kernel wrote about a message.

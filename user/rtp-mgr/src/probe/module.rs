@@ -16,7 +16,7 @@ use rtp_mgr_ring::abi::{ABI_MAJOR, ABI_MINOR, feature, ioctl};
 
 use super::Finding;
 use crate::device::DEVICE;
-use crate::kernel::usable::{ABILITIES, Unusable, judge, loaded};
+use crate::kernel::usable::{ABILITIES, MORE_STREAMS, Unusable, has_room, judge, loaded, streams};
 
 /// The finding about the device itself.
 pub(super) const DEVICE_FINDING: &str = "kernel-module";
@@ -82,7 +82,12 @@ fn answered(version: &ioctl::Version) -> Vec<Finding> {
             Err(unusable) => Finding::limited(name, unusable.detail(), unusable.remedy()),
         }
     });
-    std::iter::once(Finding::ok(DEVICE_FINDING, detail)).chain(abilities).collect()
+    let streams = match has_room(version) {
+        true => Finding::ok("kernel-streams", streams(version)),
+        false => Finding::limited("kernel-streams", streams(version), MORE_STREAMS),
+    };
+    let device = Finding::ok(DEVICE_FINDING, detail);
+    std::iter::once(device).chain(abilities).chain([streams]).collect()
 }
 
 /// Where facts are read.

@@ -100,7 +100,9 @@ fn a_module_that_has_everything_is_chosen_and_lists_it() {
     files.remove("lib").write("proc/sys/kernel/modules_disabled", "1");
     let findings = files.answered(answer);
     let names: Vec<_> = findings.iter().map(|finding| finding.name).collect();
-    assert_eq!(names, [DEVICE_FINDING, "kernel-receive", "kernel-transmit", "kernel-simulated"]);
+    let expected =
+        [DEVICE_FINDING, "kernel-receive", "kernel-transmit", "kernel-simulated", "kernel-streams"];
+    assert_eq!(names, expected);
     assert!(findings.iter().all(|finding| finding.status == Status::Ok), "{findings:?}");
     assert!(findings[0].detail.contains(&format!("{ABI_MAJOR}.3")), "{findings:?}");
 }
@@ -113,9 +115,17 @@ fn a_module_without_udp_leaves_the_network_to_the_embedded_engine() {
     assert!(reason.contains("no receive streams with UDP legs"), "{reason}");
     let findings = Files::ready().answered(answer);
     let status: Vec<_> = findings.iter().map(|finding| finding.status).collect();
-    assert_eq!(status, [Status::Ok, Status::Limited, Status::Limited, Status::Ok]);
+    let (ok, limited) = (Status::Ok, Status::Limited);
+    assert_eq!(status, [ok, limited, limited, ok, ok]);
     first(&findings[1..], "kernel-receive", "UDP legs", "update the module");
     first(&findings[2..], "kernel-transmit", "transmit streams", "update the module");
+}
+
+#[test]
+fn a_user_with_as_many_streams_as_allowed_is_told_how_to_have_more() {
+    let full = ioctl::Version { user_streams: 7, max_user_streams: 7, ..version(ABI_MAJOR, !0) };
+    let findings = Files::ready().answered(Ok(full));
+    first(&findings[4..], "kernel-streams", "7 of 7 (max_user_streams)", "max_user_streams=NUMBER");
 }
 
 #[test]
