@@ -172,7 +172,8 @@ fn departures(who: Who, rate: u32, packets: usize, file: &Path) -> Result<Vec<u6
     })?;
     let times = receiving.join().unwrap_or_else(|_| bail!("a thread has failed"))?;
     drop(program);
-    if times.len() < wanted * 9 / 10 {
+    // Who is slower than asked for, or so bursty that its receiver loses some, has errors, not none.
+    if times.len() < wanted / 10 {
         bail!("{} of {wanted} packets came in {nominal:?} and then some", times.len());
     }
     Ok(times)

@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 /// Waits shorter than this are to end on time; what is left of a longer one is waited for next.
-const PRECISE: Duration = Duration::from_millis(20);
+const PRECISE: Duration = Duration::from_millis(2);
 
 /// Waits up to `timeout` for events of an epoll file; without one, for as long as it takes. It may
 /// return early without any.

@@ -32,7 +32,7 @@ use crate::clock::monotonic_ns;
 use crate::poll::wait_events;
 
 /// How long the reader may be away before the engine's thread takes over.
-const AWAY: Duration = Duration::from_millis(2);
+const AWAY_NS: u64 = 2_000_000;
 /// Rings smaller than this are emptied by the reader while the engine's thread fills them.
 const SLOTS_MIN: usize = 256;
 /// How long the engine's thread does the work after the first drop.
@@ -55,8 +55,13 @@ pub(crate) struct Inline {
     not_before_ns: u64,
     /// How often a socket has dropped something while the reader did the work.
     dropped: u32,
-    /// Runs while it is away.
-    away: Option<OwnedFd>,
+    /// Runs while it is away, and may run on when it is back: setting a timer costs more than letting it
+    /// run out.
+    timer: Option<OwnedFd>,
+    /// When that runs out, CLOCK_MONOTONIC in nanoseconds; 0: it does not run.
+    timer_ns: u64,
+    /// When the reader went away last.
+    away_ns: u64,
     /// What the sockets had dropped when it began.
     drops: u64,
 }
@@ -104,7 +109,6 @@ impl ReceiveTask {
         let Some(wait) = serving.work_or_wait(until) else { return serving.away(Driven::Worked) };
         let Some(poller) = poller.as_ref() else { return elsewhere };
         serving.inline.inside = true;
-        serving.set_timer(Duration::ZERO);
         drop(serving);
         let mut events = [const { std::mem::MaybeUninit::uninit() }; EVENTS_MAX];
         // An error is a signal: whoever reads looks at the time again.
@@ -135,13 +139,13 @@ impl Serving {
         if !stream.has_one_reader() || stream.slot_count() < SLOTS_MIN {
             return false;
         }
-        let prepared = prepare(stream, port, poller).and_then(|()| match &self.inline.away {
+        let prepared = prepare(stream, port, poller).and_then(|()| match &self.inline.timer {
             Some(_) => Ok(()),
             None => {
                 let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
                 let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
                 registration.watch(&timer, TAG_AWAY, EventFlags::IN).map_err(|_| EMFILE)?;
-                self.inline.away = Some(timer);
+                self.inline.timer = Some(timer);
                 Ok(())
             }
         });
@@ -164,7 +168,7 @@ impl Serving {
         if self.inline.port.take().is_none() {
             return;
         }
-        self.set_timer(Duration::ZERO);
+        self.set_timer(0, 0);
         if let (Some(stream), Some(registration)) = (&self.stream, &self.registration) {
             listen(stream, registration, EventFlags::IN);
             // It asks for the deadline.
@@ -190,11 +194,19 @@ impl Serving {
 
     /// The timer ran out.
     pub(super) fn reader_is_away(&mut self) {
-        if let Some(timer) = &self.inline.away {
+        if let Some(timer) = &self.inline.timer {
             drain(timer);
         }
-        if !self.inline.inside {
+        self.inline.timer_ns = 0;
+        if self.inline.inside {
+            return;
+        }
+        let now = monotonic_ns();
+        let until = self.inline.away_ns.saturating_add(AWAY_NS);
+        if until <= now {
             self.end_inline();
+        } else if self.inline.port.is_some() {
+            self.set_timer(now, until);
         }
     }
 
@@ -262,15 +274,22 @@ impl Serving {
             self.inline.not_before_ns = monotonic_ns().saturating_add(pause_ns);
             self.end_inline();
         } else {
-            self.set_timer(AWAY);
+            let now = monotonic_ns();
+            self.inline.away_ns = now;
+            if self.inline.timer_ns <= now {
+                self.set_timer(now, now.saturating_add(AWAY_NS));
+            }
         }
         driven
     }
 
-    fn set_timer(&self, time: Duration) {
-        let (Some(timer), Ok(it_value)) = (&self.inline.away, Timespec::try_from(time)) else {
+    /// Has the timer run out at `until_ns`; 0: it stops.
+    fn set_timer(&mut self, now_ns: u64, until_ns: u64) {
+        let time = Duration::from_nanos(until_ns.saturating_sub(now_ns));
+        let (Some(timer), Ok(it_value)) = (&self.inline.timer, Timespec::try_from(time)) else {
             return;
         };
+        self.inline.timer_ns = until_ns;
         let once = Itimerspec { it_interval: Timespec::default(), it_value };
         // It refuses only times that are none.
         let _ = timerfd_settime(timer, TimerfdTimerFlags::empty(), &once);
