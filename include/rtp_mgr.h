@@ -286,6 +286,7 @@ struct rtp_mgr_leg {
 	uint64_t external_drops;
 	uint64_t socket_buffer;
 	uint64_t source;
+	uint64_t zerocopy;
 };
 RTP_MGR_ASSERT(offsetof(struct rtp_mgr_leg, received) == 0);
 RTP_MGR_ASSERT(offsetof(struct rtp_mgr_leg, first) == 8);
@@ -306,7 +307,8 @@ RTP_MGR_ASSERT(offsetof(struct rtp_mgr_leg, skew_sum_ns) == 120);
 RTP_MGR_ASSERT(offsetof(struct rtp_mgr_leg, external_drops) == 128);
 RTP_MGR_ASSERT(offsetof(struct rtp_mgr_leg, socket_buffer) == 136);
 RTP_MGR_ASSERT(offsetof(struct rtp_mgr_leg, source) == 144);
-RTP_MGR_ASSERT(sizeof(struct rtp_mgr_leg) == 152);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_leg, zerocopy) == 152);
+RTP_MGR_ASSERT(sizeof(struct rtp_mgr_leg) == 160);
 
 /* Figures of a source. Behind its sequence count (one uint64_t). */
 struct rtp_mgr_source {
@@ -387,10 +389,13 @@ RTP_MGR_ASSERT(sizeof(struct rtp_mgr_reader_status) == 56);
 #define RTP_MGR_CREATE_ORDERED           0x1u
 #define RTP_MGR_CREATE_SSRC              0x2u
 #define RTP_MGR_CREATE_PAYLOAD_TYPE      0x4u
+#define RTP_MGR_CREATE_EXACT_TIMES       0x8u
+#define RTP_MGR_CREATE_LEAVE_OTHERS      0x10u
 #define RTP_MGR_ATTACH_OWN               0x1u
 #define RTP_MGR_STOP_LEGS                0x1u
 #define RTP_MGR_LEG_SOURCE               0x1u
 #define RTP_MGR_LEG_NO_GSO               0x2u
+#define RTP_MGR_LEG_NO_ZEROCOPY          0x4u
 #define RTP_MGR_HEARD_BYE                0x1u
 #define RTP_MGR_SOURCE_UDP               0
 #define RTP_MGR_SOURCE_SIMULATED         1

@@ -78,18 +78,18 @@ impl Handle {
 }
 
 /// File operations as a static.
-struct Operations(bindings::file_operations);
+pub(crate) struct Operations(pub(crate) bindings::file_operations);
 
 // SAFETY: Never written, and what it points to are functions and the module.
 unsafe impl Sync for Operations {}
 
 #[cfg(kernel_before_7_3)]
-const fn owner() -> *mut bindings::module {
+pub(crate) const fn owner() -> *mut bindings::module {
     crate::THIS_MODULE.as_ptr()
 }
 
 #[cfg(not(kernel_before_7_3))]
-const fn owner() -> *mut bindings::module {
+pub(crate) const fn owner() -> *mut bindings::module {
     kernel::module::this_module::<crate::LocalModule>().as_ptr()
 }
 

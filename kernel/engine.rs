@@ -10,6 +10,7 @@ use kernel::alloc::flags::{__GFP_NOWARN, GFP_KERNEL_ACCOUNT};
 use kernel::bindings;
 use kernel::prelude::*;
 
+use crate::allocator::Table;
 use crate::clock::ClockPage;
 use crate::compat::EOPNOTSUPP;
 use crate::memory::Memory;
@@ -42,11 +43,11 @@ const TRAIN_NS: u64 = 1_000_000;
 pub(crate) struct KernelMemory;
 
 impl receive::Memory for KernelMemory {
-    type Entries = KVVec<Entry>;
-    type Slots = KVVec<u32>;
-    type Sources = KVVec<SourceEntry>;
-    type Index = KVVec<u16>;
-    type Held = KVVec<Held>;
+    type Entries = Table<Entry>;
+    type Slots = Table<u32>;
+    type Sources = Table<SourceEntry>;
+    type Index = Table<u16>;
+    type Held = Table<Held>;
 }
 
 /// Allocates what a stream of this header keeps to itself.
@@ -55,11 +56,11 @@ pub(crate) fn storage(header: &abi::Header) -> Result<Storage<KernelMemory>> {
     let sources = header.sources_count as usize;
     let index = sources.saturating_mul(2).checked_next_power_of_two().ok_or(EINVAL)?;
     Ok(Storage {
-        entries: KVVec::from_elem(Entry::EMPTY, header.slot_count as usize, flags)?,
-        slots: KVVec::from_elem(0, header.slot_total as usize, flags)?,
-        sources: KVVec::from_elem(SourceEntry::FREE, sources, flags)?,
-        index: KVVec::from_elem(0, index, flags)?,
-        held: KVVec::from_elem(Held::EMPTY, held_max(header), flags)?,
+        entries: Table::from_elem(Entry::EMPTY, header.slot_count as usize, flags)?,
+        slots: Table::from_elem(0, header.slot_total as usize, flags)?,
+        sources: Table::from_elem(SourceEntry::FREE, sources, flags)?,
+        index: Table::from_elem(0, index, flags)?,
+        held: Table::from_elem(Held::EMPTY, held_max(header), flags)?,
     })
 }
 
@@ -114,7 +115,7 @@ pub(crate) struct Engine {
     /// How long gaps stay open; `None`: arrival order.
     reorder_ns: Option<u64>,
     /// Bytes that the device made of the packet at each position; empty with legs.
-    lens: KVVec<u32>,
+    lens: Table<u32>,
     /// Every reader has released, or lost, what is before this position.
     consumed_to: u64,
     /// Packets dropped for want of room, as far as they were traced.
@@ -279,7 +280,7 @@ impl Engine {
     ) -> Result<Self> {
         let storage = storage(header)?;
         let lens = if source.is_some() { header.slot_count as usize } else { 0 };
-        let lens = KVVec::from_elem(0, lens, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
+        let lens = Table::from_elem(0, lens, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
         Ok(Self {
             id: header.stream_id,
             consumed_to: config.start,
@@ -876,6 +877,7 @@ pub(crate) fn config(
             ssrc: chosen(ioctl::CREATE_SSRC).then_some(request.ssrc),
             payload_type: chosen(ioctl::CREATE_PAYLOAD_TYPE).then_some(request.payload_type as u8),
             sources: [None; LEGS_MAX],
+            leave_others: chosen(ioctl::CREATE_LEAVE_OTHERS),
         },
         clock_rates,
         stall_ns,

@@ -18,6 +18,7 @@
 //! | [`primitives`] | bottom-half lock, wait queue, timer, clocks |
 //! | [`compat`] | what an older kernel's API lacks or has wrong |
 //! | [`thread`] | kernel threads and where they sleep |
+//! | [`allocator`] | memory for what a user sizes: without it they fail, and nobody is killed |
 //! | [`clock`] | the machine's clocks in a stream's status page |
 //! | [`ring`] | the ring core, the same files as in user space |
 
@@ -25,6 +26,7 @@
 
 use kernel::prelude::*;
 
+mod allocator;
 mod clock;
 mod compat;
 mod control;
@@ -135,5 +137,11 @@ impl kernel::Module for RtpManager {
             Parameters::get().ring_order
         );
         Ok(Self { _device: device })
+    }
+}
+
+impl Drop for RtpManager {
+    fn drop(&mut self) {
+        sink::flight::wait_for_completions();
     }
 }

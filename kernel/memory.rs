@@ -15,9 +15,12 @@ use core::ptr::NonNull;
 
 use kernel::alloc::allocator::Vmalloc;
 use kernel::alloc::flags::{__GFP_NOWARN, __GFP_ZERO, GFP_KERNEL_ACCOUNT};
+use kernel::alloc::Vec;
+use kernel::bindings;
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
 
+use crate::allocator;
 use crate::compat::MAYSHARE;
 use crate::ring::abi::{
     self, control, status, Header, LegFigures, ReaderStatus, SourceFigures, StreamCounters,
@@ -45,11 +48,11 @@ struct Page([Word; WORDS]);
 const _: () = assert!(size_of::<Page>() == PAGE && PAGE == kernel::page::PAGE_SIZE);
 
 /// Pages that are zero at first, charged to the memory cgroup of whoever asks for them.
-struct Pages(VVec<Page>);
+struct Pages(Vec<Page, allocator::Pages>);
 
 impl Pages {
     fn new(count: usize) -> Result<Self> {
-        let mut pages = VVec::with_capacity(count, GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN)?;
+        let mut pages = Vec::with_capacity(count, GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN)?;
         // SAFETY: There is room for `count` pages, and zero is a valid value of every word.
         unsafe { pages.inc_len(count) };
         Ok(Self(pages))
@@ -76,12 +79,56 @@ impl Pages {
         usize::try_from(count).unwrap_or(0)
     }
 
+    fn start(&self) -> NonNull<u8> {
+        NonNull::from(&*self.0).cast()
+    }
+
     /// The page at `index` as the memory management knows it, put into `area` at `address`.
     fn insert(&self, index: usize, area: &VmaNew, address: usize) -> Result {
         let page = self.0.get(index).ok_or(EINVAL)?;
-        // SAFETY: It points to a page of a vmalloc allocation, which lives as long as `self`.
+        // SAFETY: It points to a page of a vmalloc allocation (`allocator::Pages` makes such), which lives as long as `self`.
         let page = unsafe { Vmalloc::to_page(NonNull::from(page).cast()) };
         area.set_mixedmap().vm_insert_page(address, &page)
+    }
+}
+
+/// A part of a page: the page, an offset in it and a length in bytes.
+pub(crate) struct Piece {
+    pub(crate) page: *mut bindings::page,
+    pub(crate) offset: u32,
+    pub(crate) len: u32,
+}
+
+/// `len` bytes from `start` on, by pages.
+///
+/// # Safety
+///
+/// They are in a vmalloc allocation that lives longer than the iterator.
+unsafe fn pieces(start: Option<NonNull<u8>>, len: u32) -> impl Iterator<Item = Piece> {
+    let (mut next, mut left) = (start, len);
+    core::iter::from_fn(move || {
+        let at = next.filter(|_| left > 0)?.as_ptr();
+        let offset = (at.addr() % PAGE) as u32;
+        let len = left.min((PAGE as u32).saturating_sub(offset));
+        left = left.saturating_sub(len);
+        next = NonNull::new(at.wrapping_add(len as usize));
+        // SAFETY: As this function's own requirement.
+        let page = unsafe { bindings::vmalloc_to_page(at.cast_const().cast()) };
+        Some(Piece { page, offset, len })
+    })
+}
+
+/// A copy of a packet.
+pub(crate) struct SlotCopy {
+    pages: Pages,
+    len: u32,
+}
+
+impl SlotCopy {
+    /// Its bytes by pages.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = Piece> {
+        // SAFETY: Bytes of a vmalloc allocation.
+        unsafe { pieces(Some(self.pages.start()), self.len) }
     }
 }
 
@@ -306,11 +353,31 @@ impl Memory {
         if slot >= self.header.slot_total || len > self.header.slot_stride {
             return None;
         }
-        let start = (slot as usize).saturating_mul(self.header.slot_stride as usize);
-        let offset = (self.header.slots_offset as usize).saturating_add(start);
+        let offset = (self.header.slots_offset as usize).saturating_add(self.slot_offset(slot));
         // SAFETY: The slot is one of the region's, so its start is inside.
         let address = unsafe { self.region.0.as_ptr().cast::<u8>().add(offset) };
         NonNull::new(address.cast_mut())
+    }
+
+    /// The first `len` bytes of `slot` by pages. As [`slot_bytes`](Self::slot_bytes).
+    pub(crate) fn slot_pages(&self, slot: u32, len: u32) -> impl Iterator<Item = Piece> {
+        // SAFETY: Bytes of a vmalloc allocation.
+        unsafe { pieces(self.slot_bytes(slot, len), len) }
+    }
+
+    /// A copy of the first `len` bytes of `slot`, as they are at this moment.
+    pub(crate) fn slot_copy(&self, slot: u32, len: u32) -> Result<SlotCopy> {
+        let from = self.slot_bytes(slot, len).ok_or(EFAULT)?;
+        let pages = Pages::new((len as usize).div_ceil(PAGE))?;
+        // SAFETY: As many bytes of a slot and of pages that are ours. Nobody looks at what is copied, so
+        // it does not matter if the slot's user writes it meanwhile.
+        unsafe { from.copy_to_nonoverlapping(pages.start(), len as usize) };
+        Ok(SlotCopy { pages, len })
+    }
+
+    /// Where in the slots' pages `slot` begins, bytes from the first one.
+    pub(crate) fn slot_offset(&self, slot: u32) -> usize {
+        (slot as usize).saturating_mul(self.header.slot_stride as usize)
     }
 
     /// The part that a mapping of `len` bytes at `offset` is in, as `viewer` may map it.

@@ -18,6 +18,7 @@ use crate::primitives::{monotonic_ns, BhGuard, BhLock, Timer, TimerOwner};
 use crate::ring::abi::{self, status, StreamCounters, LEGS_MAX};
 use crate::ring::header::Kind;
 use crate::ring::producer::Mode;
+use crate::ring::receive::Filter;
 use crate::source::udp::{grace_period, Leg};
 use crate::stream::Shared;
 
@@ -36,18 +37,26 @@ pub(crate) struct Receive {
     legs: Mutex<[Option<Leg>; LEGS_MAX]>,
     /// Legs that the stream is to have; 0: a source brings its packets.
     leg_count: usize,
+    /// As the engine has it, but for the legs' sources.
+    filter: Filter,
     shared: Arc<Shared>,
 }
 
 impl Receive {
-    /// Around an engine that has received nothing, and is to have `leg_count` legs.
-    pub(crate) fn new(engine: Engine, leg_count: usize, shared: Arc<Shared>) -> Result<Arc<Self>> {
+    /// Around an engine with this filter that has received nothing, and is to have `leg_count` legs.
+    pub(crate) fn new(
+        engine: Engine,
+        filter: Filter,
+        leg_count: usize,
+        shared: Arc<Shared>,
+    ) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 engine <- BhLock::new(engine),
                 timer <- Timer::new::<Self>(),
                 legs <- new_mutex!([const { None }; LEGS_MAX], "rtp_mgr legs"),
                 leg_count,
+                filter,
                 shared,
             }),
             GFP_KERNEL_ACCOUNT,
@@ -159,6 +168,11 @@ impl Receive {
         for leg in legs.iter_mut() {
             *leg = None;
         }
+    }
+
+    /// Whether RTP that begins with these bytes is no packet of the stream, but the socket's.
+    pub(crate) fn leaves(&self, head: &[u8]) -> bool {
+        self.filter.leaves(head)
     }
 
     /// Whether packets are taken at present. What happens next is decided under the lock.

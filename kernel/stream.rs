@@ -230,7 +230,10 @@ fn udp(request: &ioctl::Create) -> Result<(u64, u32)> {
     let known = ioctl::CREATE_ORDERED
         | ioctl::CREATE_SSRC
         | ioctl::CREATE_PAYLOAD_TYPE
-        | ioctl::CREATE_EXACT_TIMES;
+        | ioctl::CREATE_EXACT_TIMES
+        | ioctl::CREATE_LEAVE_OTHERS;
+    let leaves = request.flags & ioctl::CREATE_LEAVE_OTHERS != 0;
+    let chooses = request.flags & (ioctl::CREATE_SSRC | ioctl::CREATE_PAYLOAD_TYPE) != 0;
     let exact = request.flags & ioctl::CREATE_EXACT_TIMES != 0;
     let ordered = request.flags & ioctl::CREATE_ORDERED != 0;
     let legs = or_default(request.legs, 1);
@@ -238,6 +241,7 @@ fn udp(request: &ioctl::Create) -> Result<(u64, u32)> {
     let reorder_max = if ordered { REORDER_MAX_NS } else { 0 };
     let simulated = [request.pattern, request.packet_len, request.burst];
     if request.flags & !known != 0
+        || (leaves && !chooses)
         || legs > legs_max
         || request.reorder_ns > reorder_max
         || request.payload_type > 127
@@ -355,8 +359,9 @@ impl Role {
                 _ => None,
             };
             let legs = if source.is_some() { 0 } else { shape.legs as usize };
-            let engine = Engine::new(&header, engine::config(&header, request, STALL_NS), source)?;
-            Kind::Receive(Receive::new(engine, legs, shared.clone())?)
+            let config = engine::config(&header, request, STALL_NS);
+            let engine = Engine::new(&header, config, source)?;
+            Kind::Receive(Receive::new(engine, config.filter, legs, shared.clone())?)
         };
         let control = Control { state: abi::STATE_CONFIGURED, stall_ns: STALL_NS };
         let files = Files { count: 1, allow_reliable: false };

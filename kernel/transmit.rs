@@ -7,10 +7,17 @@
 //! ([`crate::stream`]).
 //!
 //! A batch is sent to every leg before the next one begins: a packet counts as sent when at least one
-//! leg took it. Sending copies, so that a slot is free as soon as its packet was taken.
+//! leg took it.
+//!
+//! Small sends are copied, so that a slot is free as soon as its packet was taken. Large ones of a stream with
+//! one leg leave from the ring's own pages where the device can read them ([`crate::sink::flight`]): such a
+//! slot is released when the network has let go of it, for which STOP does not wait. Since a queue may hold
+//! packets for any time, and the ring with them, a leg is first tried with copies ([`Pages`]). A second leg
+//! must not be held up by the first one's queue: packets of two legs are copied.
 //!
 //! Of the writer's memory only the words of its control page and descriptors are read, each once; the
-//! bytes of slots go to the network as they are at that moment, and nothing here looks at them.
+//! bytes of slots go to the network as they are at that moment, or until it lets go of them, and nothing
+//! here looks at them.
 
 use kernel::alloc::flags::{__GFP_NOWARN, GFP_KERNEL_ACCOUNT};
 use kernel::bindings;
@@ -21,13 +28,14 @@ use kernel::sync::{new_mutex, Arc, Mutex};
 
 use crate::clock::ClockPage;
 use crate::compat::EOPNOTSUPP;
-use crate::memory::Memory;
+use crate::memory::{Memory, SlotCopy};
 use crate::primitives::{monotonic_ns, tai_ns, trace};
-use crate::ring::abi::{self, ioctl, status, LegFigures, StreamCounters, LEGS_MAX};
+use crate::ring::abi::{self, ioctl, status, LegFigures, StreamCounters, LEGS_MAX, PAGE};
 use crate::ring::figures::FigureBlocks;
 use crate::ring::pace::{stall_limit_ns, Pacer, Rate, LATE_NS, RETRY_NS};
 use crate::ring::transmit::{awake, Job, Progress, TransmitCore};
-use crate::sink::udp::{Gather, UdpSink, DATAGRAM_MAX, SEGMENTS_MAX};
+use crate::sink::flight::{Departure, Flights, Outcome, Trip};
+use crate::sink::udp::{Gather, UdpSink, DATAGRAM_MAX, PIECES_MAX, SEGMENTS_MAX};
 use crate::stream::Shared;
 use crate::thread::{self, ActsFor, Bell, Thread, ThreadOwner};
 
@@ -35,6 +43,19 @@ use crate::thread::{self, ActsFor, Bell, Thread, ThreadOwner};
 const BATCH_MAX: usize = 256;
 /// How often a launch time that is still to come is looked at again: the clock may be set.
 const LAUNCH_CHECK_NS: u64 = 500_000_000;
+/// Sends of fewer bytes are copied, which then costs less than to hear of their end.
+const PAGES_MIN: usize = 10_000;
+/// So do pieces of pages of fewer bytes, on average: slots with much room between their packets.
+const PIECE_MIN: usize = 2_048;
+/// A leg whose packets the network copied after all, or held too long, is copied here for this long, and then
+/// tried again: its route may be another one.
+const COPY_NS: u64 = 1_000_000_000;
+/// How long the network may hold what a leg is tried with.
+const PROMPT_NS: u64 = 10_000_000;
+/// How long it may hold slots before the leg is copied again.
+const OVERDUE_NS: u64 = 100_000_000;
+/// A thread that wakes sooner than this looks at flights that are over then, and not before.
+const SOON_NS: u64 = 1_000_000;
 /// What writers are told by poll: that they may write, and as every event file does that there is news
 /// (`EPOLLRDNORM` and `EPOLLWRNORM` are with the two).
 const WRITABLE: u32 = bindings::POLLOUT | 0x100 | bindings::POLLIN | 0x40;
@@ -51,9 +72,7 @@ pub(crate) struct Transmit {
     /// Held by the thread for one batch at a time.
     #[pin]
     engine: Mutex<Engine>,
-    // After the engine, whose legs ring it.
-    #[pin]
-    bell: Bell,
+    bell: Arc<Bell>,
     shared: Arc<Shared>,
     /// Those who opened the stream's file: sends are theirs.
     opener: ARef<Credential>,
@@ -78,11 +97,12 @@ impl Transmit {
         opener: ARef<Credential>,
     ) -> Result<Arc<Self>> {
         let engine = Engine::new(&shared.memory, start)?;
+        let bell = Arc::pin_init(Bell::new(), GFP_KERNEL_ACCOUNT)?;
         Arc::pin_init(
             pin_init!(Self {
                 thread <- new_mutex!(None, "rtp_mgr thread"),
                 engine <- new_mutex!(engine, "rtp_mgr transmit"),
-                bell <- Bell::new(),
+                bell,
                 shared,
                 opener,
             }),
@@ -95,9 +115,10 @@ impl Transmit {
     /// # Errors
     ///
     /// `EINVAL`: no such leg, or a flag that a transmit leg does not have. `EBUSY`: it has a socket.
-    /// Those of [`UdpSink::adopt`].
+    /// Those of [`UdpSink::adopt`] and [`Flights::new`].
     pub(crate) fn add_leg(&self, request: &ioctl::AddLeg) -> Result {
-        if request.flags & !ioctl::LEG_NO_GSO != 0 || request.source != [0; 16] {
+        let known = ioctl::LEG_NO_GSO | ioctl::LEG_NO_ZEROCOPY;
+        if request.flags & !known != 0 || request.source != [0; 16] {
             return Err(EINVAL);
         }
         let mut engine = self.engine.lock();
@@ -105,9 +126,14 @@ impl Transmit {
         if place.is_some() {
             return Err(EBUSY);
         }
-        // SAFETY: The bell does not move, and is dropped after the engine, which keeps the sink.
-        let sink = unsafe { UdpSink::adopt(request.fd, &self.bell)? };
-        *place = Some(Leg::new(sink, request.flags & ioctl::LEG_NO_GSO == 0));
+        let sink = UdpSink::adopt(request.fd, self.bell.clone())?;
+        let leg = Leg::new(sink, request.flags, engine.legs.count == 1);
+        if leg.pages != Pages::Never && engine.flights.is_none() {
+            engine.flights = Some(Flights::new(self.bell.clone())?);
+        }
+        if let Some(place) = engine.legs.get_mut(request.leg as usize) {
+            *place = Some(leg);
+        }
         engine.publish(&self.shared, monotonic_ns());
         Ok(())
     }
@@ -145,7 +171,11 @@ impl Transmit {
 
     /// Lets the legs' sockets go. The stream is not running.
     pub(crate) fn let_go(&self) {
-        self.engine.lock().legs.clear();
+        let mut engine = self.engine.lock();
+        engine.legs.clear();
+        if let Some(flights) = &mut engine.flights {
+            flights.forget();
+        }
     }
 
     /// Waits for the thread's end. `false`: there was none.
@@ -168,6 +198,8 @@ impl Transmit {
     pub(crate) fn counters(&self) -> StreamCounters {
         let mut engine = self.engine.lock();
         let now_ns = monotonic_ns();
+        // Nobody else does while the stream is stopped.
+        engine.land(now_ns);
         engine.publish(&self.shared, now_ns);
         engine.core.counters(now_ns)
     }
@@ -258,6 +290,29 @@ struct Message {
     packets: usize,
     /// Length of each but the last, if there are several.
     segment: Option<u16>,
+    origin: Origin,
+}
+
+/// What a message is made of.
+enum Origin {
+    /// Slots, which are copied.
+    Copy,
+    /// Slots, which are read until the flight is over: those of so many positions.
+    Slots { first: u64, count: u32 },
+    /// A copy that is read until the flight is over. The network keeps its pages.
+    Trial(#[allow(dead_code, reason = "it lives until it is sent")] SlotCopy),
+}
+
+/// Whether the network may read a leg's packets from the ring's own pages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pages {
+    Never,
+    /// Not before this time; then the next large send is preceded by a trial.
+    After(u64),
+    /// That is out: one packet, from pages that are not the ring's.
+    Trial,
+    /// It did and was prompt.
+    Granted,
 }
 
 /// One network path.
@@ -265,6 +320,7 @@ struct Leg {
     sink: UdpSink,
     /// Neighbours of equal length go out together.
     offload: bool,
+    pages: Pages,
     /// Packets of the present batch that this leg is done with.
     done: usize,
     blocked_since: Option<u64>,
@@ -296,6 +352,8 @@ struct Engine {
     batch: KVVec<InFlight>,
     filled: usize,
     gather: Gather,
+    /// When a leg may be sent to from the ring's own pages.
+    flights: Option<Flights>,
     clock: ClockPage,
     /// `need_kick` is set.
     asleep: bool,
@@ -351,7 +409,7 @@ impl Engine {
         control.position.store(start);
         control.wake_at.store(start);
         let flags = GFP_KERNEL_ACCOUNT | __GFP_NOWARN;
-        let progress = KVVec::from_elem(Progress::Waiting, header.slot_count as usize, flags)?;
+        let progress = KVVec::from_elem(Progress::default(), header.slot_count as usize, flags)?;
         Ok(Self {
             id: header.stream_id,
             core: TransmitCore::new(progress, header.slot_stride, start),
@@ -364,6 +422,7 @@ impl Engine {
             batch: KVVec::from_elem(InFlight::default(), BATCH_MAX, flags)?,
             filled: 0,
             gather: Gather::new()?,
+            flights: None,
             clock: ClockPage::new(),
             asleep: false,
         })
@@ -396,6 +455,9 @@ impl Engine {
             self.asleep = false;
         }
         let next = self.round(shared);
+        if self.landing(next) {
+            return Next::Now;
+        }
         if next == Next::Kick {
             if !self.core.prepare_sleep(need_kick, memory.control(WRITER).position) {
                 awake(need_kick);
@@ -406,11 +468,51 @@ impl Engine {
         next
     }
 
+    /// Has the thread woken when a slot is free that was not when it went to sleep, unless it wakes soon
+    /// enough. `true`: one is free already.
+    fn landing(&mut self, next: Next) -> bool {
+        let sleeps = match next {
+            Next::Now => false,
+            Next::At(until_ns) => until_ns > monotonic_ns().saturating_add(SOON_NS),
+            Next::Kick => true,
+        };
+        sleeps && self.flights.as_mut().is_some_and(Flights::expect)
+    }
+
+    /// Releases the slots that the network has let go of.
+    fn land(&mut self, now_ns: u64) {
+        let Some(flights) = &mut self.flights else { return };
+        let (core, legs) = (&mut self.core, &mut self.legs);
+        flights.land(|leg, trip, outcome| {
+            core.let_go(trip.first, trip.count);
+            // A leg that was let go of meanwhile has no figures any more.
+            let Some(Some(leg)) = legs.get_mut(leg) else { return };
+            let prompt = now_ns.saturating_sub(trip.since_ns) <= PROMPT_NS;
+            match outcome {
+                _ if trip.packets == 0 => {}
+                Outcome::Copied => leg.copy_until(now_ns.saturating_add(COPY_NS)),
+                Outcome::Read if trip.count != 0 => {
+                    bump(&mut leg.figures.zerocopy, trip.packets.into());
+                }
+                Outcome::Read if prompt => leg.pages = Pages::Granted,
+                Outcome::Read => leg.copy_until(now_ns.saturating_add(COPY_NS)),
+            }
+        });
+        for (number, leg) in legs.places.iter_mut().enumerate() {
+            let Some(leg) = leg.as_mut().filter(|leg| leg.pages == Pages::Granted) else { continue };
+            let since_ns = flights.oldest_ns(number).unwrap_or(now_ns);
+            if now_ns.saturating_sub(since_ns) > OVERDUE_NS {
+                leg.copy_until(now_ns.saturating_add(COPY_NS));
+            }
+        }
+    }
+
     /// Takes the next batch, if there is none, and sends what the legs take of it.
     fn round(&mut self, shared: &Shared) -> Next {
         let memory = &shared.memory;
         // In this order: a launch time is then never believed to have come before it has.
         let (tai_ns, now_ns) = (tai_ns(), monotonic_ns());
+        self.land(now_ns);
         self.core.observe_head(memory.control(WRITER).position.load_acquire());
         if self.filled == 0 {
             let next = self.take_batch(memory, now_ns, tai_ns);
@@ -483,21 +585,39 @@ impl Engine {
     }
 
     /// Sends to one leg what it takes of the batch.
-    fn send(&mut self, leg: usize, memory: &Memory, now_ns: u64) {
-        let Some(leg) = self.legs.get_mut(leg).and_then(Option::as_mut) else { return };
+    fn send(&mut self, number: usize, memory: &Memory, now_ns: u64) {
+        let Some(leg) = self.legs.get_mut(number).and_then(Option::as_mut) else { return };
         let batch = self.batch.get_mut(..self.filled).unwrap_or_default();
-        let counters = self.core.counters_mut();
         // An ICMP answer to an earlier packet is told once, instead of sending. A second error in a row
         // is about this packet.
         let mut answered = false;
-        while let Some(message) = leg.message(batch, memory, &mut self.gather) {
+        loop {
+            let flights = self.flights.as_mut().filter(|flights| flights.has_idle(number));
+            let pages = if flights.is_some() { leg.pages } else { Pages::Never };
+            let message = leg.message(batch, memory, &mut self.gather, pages, now_ns);
+            let Some(message) = message else { break };
             if message.packets == 0 {
                 leg.give_up(batch, 1, bindings::EFAULT);
                 continue;
             }
+            let flight = flights.and_then(|flights| {
+                depart(&mut self.core, flights, number, &message.origin, now_ns)
+            });
+            if flight.is_none() && !matches!(message.origin, Origin::Copy) {
+                leg.copy_until(now_ns.saturating_add(COPY_NS));
+                continue;
+            }
+            let counters = self.core.counters_mut();
             bump(&mut counters.socket_calls, 1);
-            let errno = match leg.sink.send(&mut self.gather, message.segment) {
+            let sent = leg.sink.send(&mut self.gather, message.segment, flight);
+            if let (Some(flight), Some(flights)) = (flight, &mut self.flights) {
+                flights.away(flight, if sent.is_ok() { message.packets } else { 0 });
+            }
+            let errno = match sent {
                 Ok(()) => {
+                    if matches!(message.origin, Origin::Trial(_)) {
+                        leg.pages = Pages::Trial;
+                    }
                     leg.took(batch, &message, now_ns);
                     if message.packets > 1 {
                         bump(&mut counters.coalesced, message.packets as u64);
@@ -514,13 +634,17 @@ impl Engine {
                 }
                 // Once more: space may have come before it waited for some.
                 Verdict::Blocked => leg.sink.wait_for_space(),
-                Verdict::Split => leg.offload = false,
                 Verdict::Icmp => {
                     bump(&mut leg.figures.external_drops, 1);
                     bump(&mut counters.external_drops, 1);
                     counters.send_errno = bindings::ECONNREFUSED.into();
                     answered = true;
                     continue;
+                }
+                Verdict::Split => leg.offload = false,
+                // The plain way tells whether it has to do with the pages.
+                Verdict::GiveUp if flight.is_some() => {
+                    leg.copy_until(now_ns.saturating_add(COPY_NS));
                 }
                 Verdict::GiveUp => leg.give_up(batch, message.packets, errno),
             }
@@ -585,6 +709,9 @@ impl Engine {
     }
 
     /// Gives up what was not sent.
+    ///
+    /// What the network still reads has been counted as sent. Its slots are not released before the network
+    /// lets go of them, and that is looked at by [`land`](Self::land).
     fn stop(&mut self, shared: &Shared) {
         let memory = &shared.memory;
         let batch = self.batch.get_mut(..self.filled).unwrap_or_default();
@@ -602,43 +729,136 @@ impl Engine {
         awake(memory.live(status::NEED_KICK));
         self.asleep = false;
         memory.live(status::STATE).store(abi::STATE_STOPPED);
-        self.publish(shared, monotonic_ns());
+        let now_ns = monotonic_ns();
+        self.land(now_ns);
+        self.publish(shared, now_ns);
     }
 }
 
+/// A flight for the send of a message, if it needs one, by which its positions are then held. `None`: it
+/// needs none, or cannot have one.
+fn depart(
+    core: &mut TransmitCore<KVVec<Progress>>,
+    flights: &mut Flights,
+    leg: usize,
+    origin: &Origin,
+    since_ns: u64,
+) -> Option<Departure> {
+    let (first, count) = match origin {
+        Origin::Copy => return None,
+        Origin::Slots { first, count } => (*first, *count),
+        Origin::Trial(_) => (0, 0),
+    };
+    if count != 0 && !core.hold(first, count) {
+        return None;
+    }
+    let flight = flights.depart(leg, Trip { first, count, packets: 0, since_ns });
+    if flight.is_none() {
+        core.let_go(first, count);
+    }
+    flight
+}
+
+/// Packets that follow each other, and their bytes.
+#[derive(Clone, Copy, Default)]
+struct Neighbours {
+    packets: usize,
+    bytes: usize,
+}
+
+impl Neighbours {
+    fn and(self, len: u32) -> Self {
+        Self {
+            packets: self.packets.saturating_add(1),
+            bytes: self.bytes.saturating_add(len as usize),
+        }
+    }
+}
+
+/// Whether it costs less to have the slots of `packets` read than to copy their `bytes`: they are in no more
+/// pieces of pages than a send can have, since more sends would cost more, and the pieces are large.
+fn pays(packets: &[InFlight], bytes: usize, memory: &Memory) -> bool {
+    let (mut pieces, mut end_before) = (0_usize, usize::MAX);
+    for InFlight { job, .. } in packets {
+        let begin = memory.slot_offset(job.slot);
+        let end = begin.saturating_add(job.len as usize);
+        let pages = end.div_ceil(PAGE).saturating_sub(begin / PAGE);
+        // What goes on in the middle of a page goes on in the same piece.
+        let joined = begin == end_before && begin % PAGE != 0;
+        pieces = pieces.saturating_add(pages).saturating_sub(usize::from(joined));
+        end_before = end;
+    }
+    pieces <= PIECES_MAX && bytes >= pieces.saturating_mul(PIECE_MIN)
+}
+
 impl Leg {
-    fn new(sink: UdpSink, offload: bool) -> Self {
+    /// `flags`: those of [`ioctl::AddLeg`]. `alone`: the stream has no other.
+    fn new(sink: UdpSink, flags: u32, alone: bool) -> Self {
         let figures = LegFigures { socket_buffer: sink.buffer(), ..LegFigures::default() };
-        Self { sink, offload, done: 0, blocked_since: None, figures }
+        let may = alone && flags & ioctl::LEG_NO_ZEROCOPY == 0;
+        let pages = if may { Pages::After(0) } else { Pages::Never };
+        let offload = flags & ioctl::LEG_NO_GSO == 0;
+        Self { sink, offload, pages, done: 0, blocked_since: None, figures }
+    }
+
+    /// Sends nothing from the ring's own pages before `from_ns`.
+    fn copy_until(&mut self, from_ns: u64) {
+        if self.pages != Pages::Never {
+            self.pages = Pages::After(from_ns);
+        }
     }
 
     /// The next send of the batch, with its parts in `gather`; `None` when this leg is done with it.
+    fn message(
+        &self,
+        batch: &[InFlight],
+        memory: &Memory,
+        gather: &mut Gather,
+        pages: Pages,
+        now_ns: u64,
+    ) -> Option<Message> {
+        gather.clear();
+        let rest = batch.get(self.done..)?;
+        let first = rest.first()?.job;
+        let together = self.neighbours(rest);
+        let packets = rest.get(..together.packets)?;
+        match pages {
+            _ if together.bytes < PAGES_MIN => {}
+            Pages::After(from_ns) if now_ns >= from_ns => {
+                if let Ok(copy) = memory.slot_copy(first.slot, first.len) {
+                    gather.add_pieces(copy.pieces());
+                    return Some(Message { packets: 1, segment: None, origin: Origin::Trial(copy) });
+                }
+            }
+            Pages::Granted => {
+                if pays(packets, together.bytes, memory) {
+                    return Some(of_pages(packets, memory, gather));
+                }
+            }
+            _ => {}
+        }
+        Some(of_copies(packets, memory, gather))
+    }
+
+    /// Those that may leave in one send, the first of them at least.
     ///
     /// With offload, neighbours of equal length go together. A shorter one may close a message: that is
     /// what a segmented message looks like on the wire, too.
-    fn message(&self, batch: &[InFlight], memory: &Memory, gather: &mut Gather) -> Option<Message> {
-        gather.clear();
-        let rest = batch.get(self.done..)?;
-        let first_len = rest.first()?.job.len;
+    fn neighbours(&self, rest: &[InFlight]) -> Neighbours {
         let most = if self.offload { SEGMENTS_MAX } else { 1 };
-        let mut packets = 0_usize;
-        for packet in rest.iter().take(most) {
-            let fits = gather.bytes().saturating_add(packet.job.len as usize) <= DATAGRAM_MAX;
-            if packets > 0 && (packet.job.len > first_len || !fits) {
+        let first_len = rest.first().map_or(0, |first| first.job.len);
+        let mut neighbours = Neighbours::default();
+        for InFlight { job, .. } in rest.iter().take(most) {
+            let more = neighbours.and(job.len);
+            if neighbours.packets > 0 && (job.len > first_len || more.bytes > DATAGRAM_MAX) {
                 break;
             }
-            // The core has checked slot and length, so there is such memory.
-            let Some(address) = memory.slot_bytes(packet.job.slot, packet.job.len) else { break };
-            if !gather.add(address, packet.job.len as usize) {
-                break;
-            }
-            packets = packets.saturating_add(1);
-            if packet.job.len < first_len {
+            neighbours = more;
+            if job.len < first_len {
                 break;
             }
         }
-        let segment = if packets > 1 { u16::try_from(first_len).ok() } else { None };
-        Some(Message { packets, segment })
+        neighbours
     }
 
     /// The network took a message.
@@ -662,6 +882,43 @@ impl Leg {
         }
         self.blocked_since = None;
     }
+}
+
+/// A message of packets that are copied.
+fn of_copies(packets: &[InFlight], memory: &Memory, gather: &mut Gather) -> Message {
+    let mut count = 0_usize;
+    for InFlight { job, .. } in packets {
+        // The core has checked slot and length, so there is such memory.
+        let address = memory.slot_bytes(job.slot, job.len);
+        if !address.is_some_and(|address| gather.add(address, job.len as usize)) {
+            break;
+        }
+        count = count.saturating_add(1);
+    }
+    Message { packets: count, segment: segment(packets, count), origin: Origin::Copy }
+}
+
+/// A message of packets whose slots are read, of no more pieces than one can have.
+fn of_pages(packets: &[InFlight], memory: &Memory, gather: &mut Gather) -> Message {
+    let (mut count, mut last) = (0_usize, 0);
+    for InFlight { job, .. } in packets {
+        if !gather.add_pieces(memory.slot_pages(job.slot, job.len)) {
+            break;
+        }
+        count = count.saturating_add(1);
+        last = job.position;
+    }
+    let first = packets.first().map_or(last, |first| first.job.position);
+    // Positions that were passed over are among them.
+    let positions = last.wrapping_sub(first).wrapping_add(1) as u32;
+    let origin = Origin::Slots { first, count: positions };
+    Message { packets: count, segment: segment(packets, count), origin }
+}
+
+/// The length of each, if there are several.
+fn segment(packets: &[InFlight], count: usize) -> Option<u16> {
+    let first = packets.first().filter(|_| count > 1)?;
+    u16::try_from(first.job.len).ok()
 }
 
 /// What `errno` means for a message. `answered`: the send before had met an ICMP error.

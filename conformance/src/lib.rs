@@ -162,6 +162,7 @@ macro_rules! behaviours {
             side {
                 what_is_no_rtp_is_passed_on
                 a_long_datagram_is_passed_on_whole
+                rtp_of_others_is_left_to_them_if_it_is_asked_to
                 the_queue_is_bounded_and_counts_what_it_drops
             }
             hostile {

@@ -2,4 +2,5 @@
 
 //! Where a transmit stream's packets go. What decides which, and when, is [`crate::transmit`].
 
+pub(crate) mod flight;
 pub(crate) mod udp;

@@ -13,8 +13,11 @@ use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
 use kernel::bindings;
 use kernel::error::to_result;
 use kernel::prelude::*;
+use kernel::sync::Arc;
 use kernel::types::Opaque;
 
+use crate::memory::Piece;
+use crate::sink::flight::Departure;
 use crate::thread::Bell;
 
 mod shim {
@@ -34,6 +37,10 @@ pub(crate) const SEGMENTS_MAX: usize = 64;
 pub(crate) const DATAGRAM_MAX: usize = 65_507;
 /// Option of level `SOL_UDP`, as uapi/linux/udp.h has it.
 const UDP_SEGMENT: c_int = 103;
+/// Pieces of pages that one buffer of the stack can point to (`MAX_SKB_FRAGS` is 17 or more).
+pub(crate) const PIECES_MAX: usize = 17;
+/// Direction of what is to be sent, as linux/uio.h has it.
+const ITER_SOURCE: c_uint = 1;
 /// `EPOLLOUT`, in the key of a wake-up.
 const WRITABLE: usize = bindings::POLLOUT as usize;
 
@@ -56,7 +63,7 @@ struct Waiter {
     // First: the wake-up finds `self` by the address of it.
     #[pin]
     entry: Opaque<bindings::wait_queue_entry>,
-    bell: *const Bell,
+    bell: Arc<Bell>,
     #[pin]
     _pin: PhantomPinned,
 }
@@ -76,12 +83,7 @@ impl UdpSink {
     /// # Errors
     ///
     /// `EBADF`, `ENOTSOCK`: not a socket. `EINVAL`: not UDP. `ENOTCONN`: not connected.
-    ///
-    /// # Safety
-    ///
-    /// `bell` lives longer than what is returned.
-    pub(crate) unsafe fn adopt(fd: i32, bell: &Bell) -> Result<Self> {
-        let bell: *const Bell = bell;
+    pub(crate) fn adopt(fd: i32, bell: Arc<Bell>) -> Result<Self> {
         let waiter = KBox::pin_init(
             pin_init!(Waiter { entry: Opaque::uninit(), bell, _pin: PhantomPinned }),
             GFP_KERNEL_ACCOUNT,
@@ -105,7 +107,8 @@ impl UdpSink {
     }
 
     /// Sends what `gather` holds: one datagram, or with `segment` as many as it takes if each has
-    /// that many bytes (the last may have fewer). Does not wait for space.
+    /// that many bytes (the last may have fewer). Does not wait for space. Pages may be read until
+    /// `flight` is over, which goes with a gather of pages.
     ///
     /// # Errors
     ///
@@ -114,6 +117,7 @@ impl UdpSink {
         &mut self,
         gather: &mut Gather,
         segment: Option<u16>,
+        flight: Option<Departure>,
     ) -> core::result::Result<(), u32> {
         let socket = self.socket.as_ptr();
         // A corked socket collects, and is locked while others wait in it.
@@ -139,10 +143,23 @@ impl UdpSink {
             message.msg_controllen = size_of::<SegmentControl>();
         }
         let (bytes, parts) = (gather.bytes, gather.parts);
-        // SAFETY: The socket lives; the message's control data and the parts (memory that lives as long
-        // as the stream, and is only read) outlive the call, and there are as many as it is told.
-        let sent = unsafe {
-            bindings::kernel_sendmsg(socket, &mut message, gather.vec.as_mut_ptr(), parts, bytes)
+        let sent = match flight {
+            // SAFETY: The socket lives; the message's control data and the parts (memory that lives as
+            // long as the stream, and is only read) outlive the call, and there are as many as it is
+            // told.
+            None => unsafe {
+                bindings::kernel_sendmsg(socket, &mut message, gather.memory.as_mut_ptr(), parts, bytes)
+            },
+            // SAFETY: As above. The stack takes its own references to the pages and to the flight's
+            // information, which lives until they are gone.
+            Some(flight) => unsafe {
+                message.msg_flags |= bindings::MSG_ZEROCOPY;
+                message.msg_ubuf = flight.info;
+                let pieces = gather.pieces.as_ptr();
+                let all = &raw mut message.msg_iter;
+                bindings::iov_iter_bvec(all, ITER_SOURCE, pieces, parts as c_ulong, bytes);
+                bindings::sock_sendmsg(socket, &mut message)
+            },
         };
         if sent < 0 {
             return Err(sent.unsigned_abs());
@@ -211,17 +228,18 @@ impl Waiter {
     ) -> c_int {
         let events = key.addr();
         if events == 0 || events & WRITABLE != 0 {
-            // SAFETY: The entry is the first field of a `Waiter` that lives while it is in the queue,
-            // and so does its bell.
-            unsafe { (*(*entry.cast::<Self>()).bell).ring() };
+            // SAFETY: The entry is the first field of a `Waiter` that lives while it is in the queue.
+            unsafe { (*entry.cast::<Self>()).bell.ring() };
         }
         0
     }
 }
 
-/// The parts of one send.
+/// The parts of one send: memory, or pieces of pages.
 pub(crate) struct Gather {
-    vec: KVVec<bindings::kvec>,
+    memory: KVVec<bindings::kvec>,
+    pieces: KVVec<bindings::bio_vec>,
+    /// Of the one or the other.
     parts: usize,
     bytes: usize,
 }
@@ -232,8 +250,9 @@ unsafe impl Send for Gather {}
 impl Gather {
     /// Room for one send.
     pub(crate) fn new() -> Result<Self> {
-        let vec = KVVec::from_elem(bindings::kvec::default(), SEGMENTS_MAX, GFP_KERNEL_ACCOUNT)?;
-        Ok(Self { vec, parts: 0, bytes: 0 })
+        let memory = KVVec::from_elem(bindings::kvec::default(), SEGMENTS_MAX, GFP_KERNEL_ACCOUNT)?;
+        let pieces = KVVec::from_elem(bindings::bio_vec::default(), PIECES_MAX, GFP_KERNEL_ACCOUNT)?;
+        Ok(Self { memory, pieces, parts: 0, bytes: 0 })
     }
 
     /// Empties it.
@@ -243,16 +262,16 @@ impl Gather {
     }
 
     /// Adds memory that lives longer than this. What stands right behind the part before becomes
-    /// part of it. `false`: there is no room.
+    /// part of it. `false`: there is no room. Not together with [`add_pieces`](Self::add_pieces).
     pub(crate) fn add(&mut self, address: NonNull<u8>, len: usize) -> bool {
         let address: *mut c_void = address.as_ptr().cast();
-        let last = self.parts.checked_sub(1).and_then(|last| self.vec.get_mut(last));
+        let last = self.parts.checked_sub(1).and_then(|last| self.memory.get_mut(last));
         match last {
             Some(last) if last.iov_base.wrapping_byte_add(last.iov_len) == address => {
                 last.iov_len = last.iov_len.saturating_add(len);
             }
             _ => {
-                let Some(part) = self.vec.get_mut(self.parts) else { return false };
+                let Some(part) = self.memory.get_mut(self.parts) else { return false };
                 *part = bindings::kvec { iov_base: address, iov_len: len };
                 self.parts = self.parts.saturating_add(1);
             }
@@ -261,8 +280,26 @@ impl Gather {
         true
     }
 
-    /// Bytes of all parts.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+    /// Adds pieces of pages that live longer than this. What stands right behind the one before becomes
+    /// part of it. `false`: there is no room. Not together with [`add`](Self::add).
+    pub(crate) fn add_pieces(&mut self, pieces: impl Iterator<Item = Piece>) -> bool {
+        for Piece { page, offset, len } in pieces {
+            let last = self.parts.checked_sub(1).and_then(|last| self.pieces.get_mut(last));
+            match last {
+                Some(last)
+                    if last.bv_page == page
+                        && last.bv_offset.wrapping_add(last.bv_len) == offset =>
+                {
+                    last.bv_len = last.bv_len.saturating_add(len);
+                }
+                _ => {
+                    let Some(piece) = self.pieces.get_mut(self.parts) else { return false };
+                    *piece = bindings::bio_vec { bv_page: page, bv_len: len, bv_offset: offset };
+                    self.parts = self.parts.saturating_add(1);
+                }
+            }
+            self.bytes = self.bytes.saturating_add(len as usize);
+        }
+        true
     }
 }

@@ -238,7 +238,7 @@ unsafe extern "C" fn rtp_mgr_udp_packet(
     // SAFETY: As this function's own requirement.
     let head = unsafe { core::slice::from_raw_parts(head, len.min(HEAD) as usize) };
     let kind = header::classify(head);
-    if kind != Kind::Rtp {
+    if kind != Kind::Rtp || receive.leaves(head) {
         receive.passed(kind);
         return 1;
     }

@@ -491,6 +491,9 @@ words! {
         pub socket_buffer,
         /// Source table index of what the leg follows, or [`SOURCE_NONE`].
         pub source,
+        /// Transmit: of the received, packets whose slots the network read and nobody copied. Counted when
+        /// it has let go of them.
+        pub zerocopy,
     }
 }
 
@@ -620,6 +623,10 @@ pub mod ioctl {
     /// [`Create::flags`]: UDP legs: packets that came coalesced get the times at which they were taken, one
     /// by one, instead of the one time that they share ([`super::feature::EXACT_TIMES`]).
     pub const CREATE_EXACT_TIMES: u64 = 1 << 3;
+    /// [`Create::flags`]: UDP legs: RTP that [`CREATE_SSRC`] or [`CREATE_PAYLOAD_TYPE`], one of which it needs,
+    /// rules out stays with the socket and counts as passed ([`super::StreamCounters::passed_other`]), as what
+    /// is no RTP.
+    pub const CREATE_LEAVE_OTHERS: u64 = 1 << 4;
     /// [`Attach::flags`]: a further reader of the owner's own process. It may be reliable, is never
     /// demoted, and [`Attach::fd`] has to be the owner's file (-EPERM otherwise).
     pub const ATTACH_OWN: u32 = 1 << 0;
@@ -629,6 +636,8 @@ pub mod ioctl {
     pub const LEG_SOURCE: u32 = 1 << 0;
     /// [`AddLeg::flags`], transmit: no segmentation offload.
     pub const LEG_NO_GSO: u32 = 1 << 1;
+    /// [`AddLeg::flags`], transmit: packets are copied, never sent from the ring's own pages.
+    pub const LEG_NO_ZEROCOPY: u32 = 1 << 2;
     /// [`Heard::flags`]: the source [`Heard::ssrc`] has said BYE (RFC 3550 section 6.6).
     pub const HEARD_BYE: u32 = 1 << 0;
 

@@ -66,13 +66,26 @@ pub struct Filter {
     pub payload_type: Option<u8>,
     /// By leg: only from this address, as in [`Flow::source`].
     pub sources: [Option<[u8; 16]>; LEGS_MAX],
+    /// What has another SSRC or payload type is no packet of the stream: passed, as what is no RTP.
+    pub leave_others: bool,
 }
 
 impl Filter {
+    /// Whether RTP that begins with these bytes is left to others.
+    pub fn leaves(&self, head: &[u8]) -> bool {
+        let [_, second, _, _, _, _, _, _, a, b, c, d, ..] = *head else { return false };
+        let (ssrc, payload_type) = (u32::from_be_bytes([a, b, c, d]), second & 0x7f);
+        self.leave_others && !self.is_wanted(ssrc, payload_type)
+    }
+
+    fn is_wanted(&self, ssrc: u32, payload_type: u8) -> bool {
+        self.ssrc.is_none_or(|wanted| wanted == ssrc)
+            && self.payload_type.is_none_or(|wanted| wanted == payload_type)
+    }
+
     fn takes(&self, header: &RtpHeader, flow: &Flow, leg: u8) -> bool {
         let source = self.sources.get(usize::from(leg)).copied().flatten();
-        self.ssrc.is_none_or(|ssrc| ssrc == header.ssrc)
-            && self.payload_type.is_none_or(|payload_type| payload_type == header.payload_type)
+        self.is_wanted(header.ssrc, header.payload_type)
             && source.is_none_or(|source| source == flow.source)
     }
 }
@@ -126,7 +139,7 @@ pub enum Verdict {
     Kept,
     /// The packet was counted; the slot is free ([`ReceiveCore::give_back`]).
     Free,
-    /// Not RTP: for the side channel. The slot is free after that.
+    /// Not RTP, or RTP that is left to others: for the side channel. The slot is free after that.
     Passed(Kind),
 }
 
@@ -317,7 +330,7 @@ impl<M: Memory> ReceiveCore<M> {
 
     fn take(&mut self, view: &RingView<'_>, packet: &Packet, bytes: &[u8]) -> Verdict {
         let kind = header::classify(bytes);
-        if kind != Kind::Rtp {
+        if kind != Kind::Rtp || self.config.filter.leaves(bytes) {
             self.count_passed(kind);
             return Verdict::Passed(kind);
         }
@@ -348,7 +361,7 @@ impl<M: Memory> ReceiveCore<M> {
     pub fn without_slot(&mut self, bytes: &[u8]) -> Verdict {
         self.changed_all();
         let kind = header::classify(bytes);
-        if kind != Kind::Rtp {
+        if kind != Kind::Rtp || self.config.filter.leaves(bytes) {
             self.count_passed(kind);
             return Verdict::Passed(kind);
         }

@@ -15,13 +15,20 @@ use super::view::RingView;
 
 /// What the engine knows of one position. Fill new storage with the default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Progress {
+pub struct Progress {
+    stage: Stage,
+    /// Sends that read its slot and are not over: see [`TransmitCore::hold`].
+    holds: u8,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
     /// Not the engine's, or not yet looked at.
     #[default]
     Waiting,
     /// Handed out and not yet done.
     Sending,
-    /// Done: may be released when all before it are.
+    /// Done: may be released when all before it are, and nobody reads its slot.
     Done,
 }
 
@@ -100,7 +107,7 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
     /// A stream whose first position is `start`. `progress` has one element per position, a power of
     /// two.
     pub fn new(mut progress: P, slot_stride: u32, start: u64) -> Self {
-        progress.fill(Progress::Waiting);
+        progress.fill(Progress::default());
         Self {
             progress,
             slot_stride,
@@ -122,10 +129,10 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
         position as usize & self.progress.len().wrapping_sub(1)
     }
 
-    fn set(&mut self, position: u64, progress: Progress) {
+    fn hand_out(&mut self, position: u64) {
         let index = self.index(position);
-        if let Some(place) = self.progress.get_mut(index) {
-            *place = progress;
+        if let Some(progress) = self.progress.get_mut(index) {
+            progress.stage = Stage::Sending;
         }
     }
 
@@ -172,7 +179,7 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
                     let position = self.next;
                     self.counters.violations = self.counters.violations.wrapping_add(1);
                     self.next = position.wrapping_add(1);
-                    self.set(position, Progress::Sending);
+                    self.hand_out(position);
                     self.failed(position, 0);
                 }
             }
@@ -199,12 +206,12 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
     /// Hands out what [`peek`](Self::peek) showed: it is being sent.
     pub fn take(&mut self, job: &Job) {
         if job.position == self.next && self.ready() > 0 {
-            self.set(job.position, Progress::Sending);
+            self.hand_out(job.position);
             self.next = self.next.wrapping_add(1);
         }
     }
 
-    /// The packet at `position` has left; the network stack needs its slot no more.
+    /// The packet at `position` has left. Its slot is released when no send [holds](Self::hold) it.
     pub fn sent(&mut self, position: u64, len: u32) {
         if self.finish(position) {
             self.counters.sent = self.counters.sent.wrapping_add(1);
@@ -247,18 +254,65 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
     fn finish(&mut self, position: u64) -> bool {
         let index = self.index(position);
         match self.progress.get_mut(index) {
-            Some(progress) if *progress == Progress::Sending => *progress = Progress::Done,
+            Some(progress) if progress.stage == Stage::Sending => progress.stage = Stage::Done,
             _ => return false,
         }
+        self.release();
+        true
+    }
+
+    /// Moves the tail past what is done and held by nobody.
+    fn release(&mut self) {
         while self.tail != self.next {
             let index = self.index(self.tail);
             match self.progress.get_mut(index) {
-                Some(progress) if *progress == Progress::Done => *progress = Progress::Waiting,
+                Some(progress) if progress.stage == Stage::Done && progress.holds == 0 => {
+                    progress.stage = Stage::Waiting;
+                }
                 _ => break,
             }
             self.tail = self.tail.wrapping_add(1);
         }
+    }
+
+    /// A send begins that reads the slots of `count` positions from `first` on, all handed out and not
+    /// released: none is before [`let_go`](Self::let_go) was called with the same numbers, whatever
+    /// becomes of its packet. Several sends may hold a position. `false`: too many do, or these are
+    /// not such positions; nothing has changed.
+    pub fn hold(&mut self, first: u64, count: u32) -> bool {
+        let begin = first.wrapping_sub(self.tail);
+        let fits = begin
+            .checked_add(count.into())
+            .is_some_and(|end| end <= self.next.wrapping_sub(self.tail));
+        if !fits {
+            return false;
+        }
+        for step in 0..count {
+            if self.holds(first, step).is_none_or(|holds| *holds == u8::MAX) {
+                return false;
+            }
+        }
+        for step in 0..count {
+            if let Some(holds) = self.holds(first, step) {
+                *holds = holds.saturating_add(1);
+            }
+        }
         true
+    }
+
+    /// A send is over that [`hold`](Self::hold) was told of.
+    pub fn let_go(&mut self, first: u64, count: u32) {
+        for step in 0..count {
+            if let Some(holds) = self.holds(first, step) {
+                *holds = holds.saturating_sub(1);
+            }
+        }
+        self.release();
+    }
+
+    fn holds(&mut self, first: u64, step: u32) -> Option<&mut u8> {
+        let index = self.index(first.wrapping_add(step.into()));
+        self.progress.get_mut(index).map(|progress| &mut progress.holds)
     }
 
     /// Next position to release.
@@ -371,7 +425,7 @@ mod tests {
     }
 
     fn core(count: usize, start: u64) -> TransmitCore<Box<[Progress]>> {
-        TransmitCore::new(std::vec![Progress::Waiting; count].into(), 2_048, start)
+        TransmitCore::new(std::vec![Progress::default(); count].into(), 2_048, start)
     }
 
     fn law(counters: &StreamCounters) {
@@ -403,6 +457,66 @@ mod tests {
         assert_eq!(core.counters(0).sent, 2, "done is done once");
         law(&core.counters(0));
         assert_eq!(core.counters(0).send_errno, 111);
+    }
+
+    #[test]
+    fn a_position_that_a_send_reads_is_not_released() {
+        let ring = Ring::new(16);
+        let start = u64::MAX - 1;
+        let at = |step: u64| start.wrapping_add(step);
+        let mut core = core(16, start);
+        let hand_out = |core: &mut TransmitCore<_>, steps: core::ops::Range<u64>| {
+            for step in steps.clone() {
+                ring.write(at(step), at(step) as u32 & 15, 100);
+            }
+            core.observe_head(at(steps.end));
+            while let Some(job) = core.peek(&ring.view()) {
+                core.take(&job);
+            }
+        };
+        hand_out(&mut core, 0..6);
+        assert!(core.hold(at(1), 3), "by one leg");
+        assert!(core.hold(at(3), 2), "and by another");
+        for step in 0..6 {
+            match step {
+                2 => core.failed(at(step), 0),
+                _ => core.sent(at(step), 100),
+            }
+        }
+        assert_eq!((core.counters(0).sent, core.counters(0).pending), (5, 0));
+        assert_eq!(core.tail(), at(1), "counted, and not released");
+        core.let_go(at(3), 2);
+        assert_eq!(core.tail(), at(1));
+        core.let_go(at(1), 3);
+        assert_eq!(core.tail(), at(6));
+        // The ring full of what is held: there is no room, and what is not handed out cannot be held.
+        hand_out(&mut core, 6..22);
+        assert!(core.hold(at(6), 16));
+        for refused in [(at(6), 17), (at(5), 1), (at(22), 1), (at(0), u32::MAX)] {
+            assert!(!core.hold(refused.0, refused.1), "{refused:?}");
+        }
+        (6..22).for_each(|step| core.sent(at(step), 100));
+        assert_eq!(core.observe_head(at(23)), 0);
+        core.let_go(at(6), 16);
+        assert_eq!((core.tail(), core.unreleased()), (at(22), 0));
+        assert_eq!(core.observe_head(at(23)), 1);
+    }
+
+    #[test]
+    fn so_many_sends_hold_a_position_and_no_more() {
+        let ring = Ring::new(16);
+        let mut core = core(16, 0);
+        ring.write(0, 0, 100);
+        core.observe_head(1);
+        let job = core.peek(&ring.view()).unwrap();
+        core.take(&job);
+        assert!((0..255).all(|_| core.hold(0, 1)));
+        assert!(!core.hold(0, 1));
+        core.sent(0, 100);
+        (0..254).for_each(|_| core.let_go(0, 1));
+        assert_eq!(core.tail(), 0);
+        core.let_go(0, 1);
+        assert_eq!(core.tail(), 1);
     }
 
     #[test]

@@ -370,7 +370,7 @@ struct Sender {
 
 impl Sender {
     fn new() -> Self {
-        Self { core: TransmitCore::new(vec![Progress::Waiting; POSITIONS], 64, START), sent: 0 }
+        Self { core: TransmitCore::new(vec![Progress::default(); POSITIONS], 64, START), sent: 0 }
     }
 
     /// Sends what the writer has committed; each packet is whole.

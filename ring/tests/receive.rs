@@ -607,6 +607,31 @@ fn a_named_source_is_the_only_one_taken() {
 }
 
 #[test]
+fn what_is_left_to_others_is_passed_and_nowhere_in_the_books() {
+    let filter = Filter { ssrc: Some(7), leave_others: true, ..Filter::default() };
+    let mut rig = Rig::new(Setup { filter, ..Setup::default() });
+    for sequence in 0..10 {
+        rig.packet(Sent::new(sequence).ssrc(7));
+        rig.packet(Sent::new(sequence).ssrc(8));
+    }
+    assert_eq!(rig.packets(), (0..10).collect::<Vec<u16>>());
+    let counters = rig.counters();
+    assert_eq!((counters.received, counters.passed_other, counters.dropped_filtered), (10, 10, 0));
+}
+
+#[test]
+fn who_is_another_is_told_by_the_first_twelve_bytes() {
+    let named = Filter { ssrc: Some(7), payload_type: Some(96), ..Filter::default() };
+    let leaving = Filter { leave_others: true, ..named };
+    let head =
+        |payload_type: u8, ssrc: u8| [0x80, 0x80 | payload_type, 0, 1, 0, 0, 0, 0, 0, 0, 0, ssrc];
+    assert!(!leaving.leaves(&head(96, 7)));
+    assert!(leaving.leaves(&head(97, 7)) && leaving.leaves(&head(96, 8)));
+    assert!(!named.leaves(&head(97, 8)), "dropped instead");
+    assert!(!leaving.leaves(&head(97, 8)[..11]), "no RTP");
+}
+
+#[test]
 fn a_full_ring_drops_the_newest_and_marks_where() {
     for reorder_ms in [None, Some(20)] {
         let mut rig =

@@ -1,5 +1,6 @@
 //! What a stream leaves to its sockets.
 
+use rtp_mgr::ring::header;
 use rtp_mgr::{Kind, SidePacket, clock};
 
 use crate::harness::Harness;
@@ -74,6 +75,33 @@ pub(crate) fn a_long_datagram_is_passed_on_whole(h: &Harness) {
             }
         }
     }
+}
+
+/// Of the source that the stream is to take.
+const SSRC: u32 = 7;
+
+pub(crate) fn rtp_of_others_is_left_to_them_if_it_is_asked_to(h: &Harness) {
+    let mut rig = h.rig(|builder| builder.ssrc(SSRC).payload_type(96).leave_others(true));
+    let side = rig.rx.side_channel();
+    let sender = rig.sender();
+    let packet = |payload_type, ssrc| {
+        let mut bytes = vec![0; 40];
+        header::build(&mut bytes, false, payload_type, 1, 2, ssrc).expect("room for a header");
+        bytes
+    };
+    let others = [packet(97, SSRC), packet(96, SSRC + 1)];
+    others.iter().for_each(|bytes| sender.datagram(bytes));
+    sender.datagram(&packet(96, SSRC));
+    for expected in &others {
+        let packet = side.recv(LONG).expect("it is passed on");
+        assert_eq!((packet.kind, packet.leg, packet.rtcp_port), (Kind::Rtp, 0, false));
+        assert_eq!(packet.from, sender.address());
+        assert_eq!(&*packet.bytes, expected);
+    }
+    assert_eq!(rig.hear(1).len(), 1);
+    let counters = rig.counters();
+    assert_eq!((counters.received, counters.passed_other, counters.dropped_filtered), (1, 2, 0));
+    assert!(side.try_recv().is_none());
 }
 
 pub(crate) fn the_queue_is_bounded_and_counts_what_it_drops(h: &Harness) {

@@ -11,6 +11,7 @@
 //! | `send` | senders: one by one, segmented |
 //! | `receive` | receivers: the kernel engine, and what a user would have instead |
 //! | `relay` | from a transmit stream to a receive stream |
+//! | `transmit` | transmit streams into a device that drops: copied, and read from the ring |
 //! | `sys` | system calls that the libraries lack |
 
 use std::process::{Command, ExitCode};
@@ -23,6 +24,7 @@ mod receive;
 mod relay;
 mod send;
 mod sys;
+mod transmit;
 
 use receive::Way;
 use send::Sender;
@@ -38,7 +40,7 @@ const WARM_UP: usize = 1_024;
 /// One figure.
 #[derive(Debug, Serialize)]
 struct Figure {
-    /// Who sends: `single`, `segmented`, `multicast`, `relay`.
+    /// Who sends: `single`, `segmented`, `multicast`, `relay`, `transmit`.
     load: &'static str,
     /// Who receives.
     way: &'static str,
@@ -80,6 +82,16 @@ fn run() -> Result<()> {
                     || relay::run(way, segmented).with_context(|| format!("{load}, {way}"));
                 let instructions = (0..runs).map(|_| measure()).collect::<Result<_>>()?;
                 tell(&Figure { load, way, instructions })?;
+            }
+        }
+    }
+    for load in transmit::LOADS {
+        for way in transmit::WAYS {
+            let name = load.name;
+            if format!("{name}, {way};").contains(&filter) {
+                let measure = || transmit::run(load, way).with_context(|| format!("{name}, {way}"));
+                let instructions = (0..runs).map(|_| measure()).collect::<Result<_>>()?;
+                tell(&Figure { load: name, way, instructions })?;
             }
         }
     }

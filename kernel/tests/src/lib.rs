@@ -6,8 +6,12 @@
 #![allow(unsafe_code)] // System calls and mapped memory: everything the tests are about.
 
 pub mod books;
+pub mod cgroup;
+pub mod dummy;
+pub mod namespace;
 pub mod random;
 pub mod transmit;
+pub mod udp;
 
 use std::fs::File;
 use std::io;

@@ -1,5 +1,6 @@
 //! A writer of a transmit stream, and what is at the other end of the network.
 
+use std::fs;
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, RawFd};
@@ -238,6 +239,27 @@ pub fn collect(socket: UdpSocket, count: usize, limit: Duration) -> JoinHandle<V
 pub fn numbered(number: u64, len: usize) -> Vec<u8> {
     let bytes = number.to_le_bytes().into_iter();
     bytes.chain((8..len).map(|at| (number as usize * 31 + at) as u8)).take(len).collect()
+}
+
+/// Kernel threads of streams: their process ids.
+pub fn threads() -> Vec<u32> {
+    let processes = fs::read_dir("/proc").expect("/proc").flatten();
+    processes
+        .filter_map(|entry| {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            let name = fs::read_to_string(entry.path().join("comm")).ok()?;
+            name.starts_with("rtp_mgr/").then_some(number)
+        })
+        .collect()
+}
+
+/// How many times a process went to sleep or was made to wait.
+pub fn switches(process: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{process}/status")).expect("/proc");
+    let lines = text.lines().filter(|line| line.contains("ctxt_switches"));
+    lines
+        .map(|line| line.split_whitespace().last().expect("/proc").parse::<u64>().expect("/proc"))
+        .sum()
 }
 
 /// CLOCK_REALTIME or another, nanoseconds.

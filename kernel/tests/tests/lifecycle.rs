@@ -10,7 +10,9 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rtp_mgr_kernel_tests::{DEVICE, Device, Reader, errno, header_of, transmit};
+use rtp_mgr_kernel_tests::dummy::{self, Dummy};
+use rtp_mgr_kernel_tests::transmit::{self, Writer};
+use rtp_mgr_kernel_tests::{DEVICE, Device, Reader, errno, header_of};
 use rtp_mgr_ring::abi::{PAGE, StreamCounters, ioctl};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -227,6 +229,69 @@ fn what_a_killed_owner_leaves_goes_with_it() {
     }
     unload_when_free();
     load("").unwrap();
+    let after = kernel_memory();
+    assert!(after < before + (4 << 20), "{before} before, {after} after");
+}
+
+/// A stream whose train of packets is in the queue of `dummy`, read from its ring.
+fn queued(dummy: &Dummy) -> Writer {
+    let create = ioctl::Create { ring_order: 9, ..transmit::request() };
+    let mut writer = dummy.prompt(create, LIMIT);
+    dummy.queue("delay 100s");
+    (0..46).for_each(|number| writer.fill(&transmit::numbered(number, dummy::LEN)));
+    writer.commit();
+    let deadline = Instant::now() + LIMIT;
+    while writer.counters().sent != writer.next {
+        assert!(Instant::now() < deadline, "{:?}", writer.counters());
+    }
+    assert_eq!(writer.room(), 512 - 46);
+    writer
+}
+
+#[test]
+fn what_the_network_reads_of_a_stream_that_is_gone_holds_the_module_until_it_has() {
+    let before = kernel_memory();
+    for round in 0..6 {
+        let dummy = Dummy::new("zc0", "10.88.0");
+        if round % 2 == 0 {
+            drop(queued(&dummy));
+        } else {
+            let mut pipe = [0; 2];
+            // SAFETY: Room for two descriptors.
+            assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
+            // SAFETY: The child uses its own stream until it is killed.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                let _writer = queued(&dummy);
+                loop {
+                    // SAFETY: One byte to the parent, then a rest.
+                    unsafe {
+                        libc::write(pipe[1], [1_u8].as_ptr().cast(), 1);
+                        libc::pause();
+                    }
+                }
+            }
+            let (mut queued, mut status) = (0_u8, 0);
+            // SAFETY: Our child and our pipe.
+            unsafe {
+                libc::close(pipe[1]);
+                assert_eq!(libc::read(pipe[0], (&raw mut queued).cast(), 1), 1, "round {round}");
+                libc::kill(child, libc::SIGKILL);
+                libc::waitpid(child, &mut status, 0);
+                libc::close(pipe[0]);
+            }
+        }
+        for _ in 0..20 {
+            assert_eq!(errno(unload()), libc::EWOULDBLOCK, "round {round}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // The queue goes with the device, and the module as soon as it may: while the last packets end.
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(dummy));
+            unload_when_free();
+        });
+        load("").unwrap();
+    }
     let after = kernel_memory();
     assert!(after < before + (4 << 20), "{before} before, {after} after");
 }

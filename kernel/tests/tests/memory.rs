@@ -2,12 +2,14 @@
 
 #![allow(unsafe_code)] // mmap and its relatives.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use libc::{PROT_EXEC, PROT_READ, PROT_WRITE};
+use rtp_mgr_kernel_tests::cgroup::Group;
+use rtp_mgr_kernel_tests::udp::until;
 use rtp_mgr_kernel_tests::{Device, Mapping, Reader, errno, header_of, owned};
 use rtp_mgr_ring::abi::{Header, PAGE, READERS_MAX, ioctl};
 
@@ -198,7 +200,8 @@ fn a_mapping_outlives_its_file_descriptor() {
     // The reader's device goes away, its mappings stay: the stream runs on.
     let Reader { device, status, header, .. } = reader;
     drop(device);
-    let counters = |status: &Mapping| status.word(header.counters_offset as usize + 16).load();
+    // What was received grows also when the ring is full, which it soon is.
+    let counters = |status: &Mapping| status.word(header.counters_offset as usize + 8).load();
     let before = counters(&status);
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     while counters(&status) == before {
@@ -272,4 +275,47 @@ fn the_pages_serve_system_calls_that_pin_them() {
     File::from(from).read_exact(&mut bytes).unwrap();
     assert_eq!(bytes, expected);
     assert!(bytes.iter().any(|byte| *byte != 0));
+}
+
+/// Runs `act` in a child of this process that is in `group`; what it returns, or the signal that ended it.
+fn in_group(group: &Group, act: impl FnOnce() -> i32) -> Result<i32, i32> {
+    // SAFETY: The child runs `act` and ends.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        group.enter();
+        let result = act();
+        // SAFETY: Ends the child.
+        unsafe { libc::_exit(result) };
+    }
+    let mut status = 0;
+    // SAFETY: Waits for the child.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    if libc::WIFEXITED(status) {
+        Ok(libc::WEXITSTATUS(status))
+    } else {
+        Err(libc::WTERMSIG(status))
+    }
+}
+
+#[test]
+fn a_control_group_pays_for_its_streams_and_gets_none_beyond_its_limit() {
+    fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory").unwrap();
+    let group = Group::empty("tight");
+    group.set("memory.max", "8M");
+    group.set("memory.swap.max", "0");
+    let create = |ring_order: u32| {
+        let request = ioctl::Create { ring_order, ..Default::default() };
+        Device::open().unwrap().create_udp(request).err().map_or(0, |e| e.raw_os_error().unwrap())
+    };
+    // 2 MiB of slots, and 32 of them.
+    for _ in 0..20 {
+        assert_eq!(in_group(&group, || create(10)), Ok(0));
+        assert_eq!(in_group(&group, || create(14)), Ok(libc::ENOMEM));
+    }
+    until("all of it is given back", || {
+        let current: u64 = group.get("memory.current").trim().parse().unwrap();
+        current < 1 << 20
+    });
+    let events = group.get("memory.events");
+    assert!(events.contains("oom_kill 0"), "{events}");
 }

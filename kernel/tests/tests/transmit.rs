@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use rtp_mgr_kernel_tests::books::assert_transmit_books as assert_books;
 use rtp_mgr_kernel_tests::random::Random;
 use rtp_mgr_kernel_tests::transmit::{
-    Writer, arrivals, clock_ns, collect, numbered, receiver, request, sender, set_option,
+    Writer, arrivals, clock_ns, collect, numbered, receiver, request, sender, set_option, switches,
+    threads,
 };
 use rtp_mgr_kernel_tests::{Device, errno, list};
 use rtp_mgr_ring::abi::{self, Descriptor, PAGE, StreamCounters, feature, flag, ioctl, status};
@@ -647,6 +648,9 @@ fn a_port_where_nobody_listens_is_counted_and_sending_goes_on() {
     writer.commit();
     let arrived = collect(back, 1, SILENCE).join().unwrap();
     assert_eq!(arrived, [numbered(1_000, 100)]);
+    // It arrives before it is counted.
+    let next = writer.next;
+    assert!(writer.wait_for(next, LIMIT));
     assert_eq!(writer.counters().sent, sent + 1);
 }
 
@@ -971,25 +975,6 @@ fn a_namespace_that_nobody_else_has_goes_with_the_stream() {
     }
     assert_books(&writer.counters());
     assert!(writer.counters().external_drops > 0);
-}
-
-/// Kernel threads of streams: their process ids.
-fn threads() -> Vec<u32> {
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    processes
-        .filter_map(|entry| {
-            let number = entry.file_name().to_str()?.parse().ok()?;
-            let name = fs::read_to_string(entry.path().join("comm")).ok()?;
-            name.starts_with("rtp_mgr/").then_some(number)
-        })
-        .collect()
-}
-
-/// How many times a process went to sleep or was made to wait.
-fn switches(process: u32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let lines = text.lines().filter(|line| line.contains("ctxt_switches"));
-    lines.map(|line| line.split_whitespace().last().unwrap().parse::<u64>().unwrap()).sum()
 }
 
 #[test]

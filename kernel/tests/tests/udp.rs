@@ -13,131 +13,15 @@ use std::time::{Duration, Instant};
 
 use rtp_mgr_kernel_tests::books::assert_receive_books as assert_books;
 use rtp_mgr_kernel_tests::random::Random;
+use rtp_mgr_kernel_tests::udp::{
+    LIMIT, SSRC, bound, drain, local, option, ordered, rtp, rtp_of, running, sender, sequences,
+    shared, until,
+};
 use rtp_mgr_kernel_tests::{Device, Item, Reader, errno};
 use rtp_mgr_ring::abi::{self, StreamCounters, flag, ioctl};
 use rtp_mgr_ring::header::{self, Kind};
 
-const LIMIT: Duration = Duration::from_secs(30);
 const MS: u64 = 1_000_000;
-const SSRC: u32 = 0x1234_5678;
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !done() {
-        assert!(Instant::now() < deadline, "not within {LIMIT:?}: {what}");
-        std::thread::yield_now();
-    }
-}
-
-fn rtp_of(ssrc: u32, sequence: u16, len: usize) -> Vec<u8> {
-    let mut bytes: Vec<u8> = (0..len).map(|at| (at as u8) ^ sequence as u8).collect();
-    header::build(&mut bytes, false, 96, sequence, u32::from(sequence) * 160, ssrc)
-        .expect("room for a header");
-    bytes
-}
-
-fn rtp(sequence: u16) -> Vec<u8> {
-    rtp_of(SSRC, sequence, 12 + usize::from(sequence % 500))
-}
-
-fn option<T>(socket: &impl AsRawFd, level: i32, name: i32, value: &T) -> io::Result<()> {
-    // SAFETY: A value of plain numbers and its length.
-    match unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            std::ptr::from_ref(value).cast(),
-            size_of_val(value) as u32,
-        )
-    } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-fn bound(address: SocketAddr) -> UdpSocket {
-    let socket = UdpSocket::bind(address).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    socket
-}
-
-fn local() -> UdpSocket {
-    bound((Ipv4Addr::LOCALHOST, 0).into())
-}
-
-/// A socket with an option that has to be set before it is bound.
-fn shared(name: i32, address: SocketAddr) -> UdpSocket {
-    // SAFETY: A new socket, owned from here on.
-    let socket = unsafe {
-        UdpSocket::from_raw_fd(libc::socket(
-            libc::AF_INET,
-            libc::SOCK_DGRAM | libc::SOCK_NONBLOCK,
-            0,
-        ))
-    };
-    option(&socket, libc::SOL_SOCKET, name, &1_i32).unwrap();
-    let SocketAddr::V4(address) = address else { panic!("IPv4 only") };
-    let address = libc::sockaddr_in {
-        sin_family: libc::AF_INET as u16,
-        sin_port: address.port().to_be(),
-        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
-        sin_zero: [0; 8],
-    };
-    // SAFETY: An address and its length.
-    let result = unsafe {
-        libc::bind(
-            socket.as_raw_fd(),
-            std::ptr::from_ref(&address).cast(),
-            size_of_val(&address) as u32,
-        )
-    };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
-    socket
-}
-
-/// Everything a socket has.
-fn drain(socket: &UdpSocket) -> Vec<Vec<u8>> {
-    let mut all = Vec::new();
-    let mut buffer = vec![0; 65_536];
-    loop {
-        match socket.recv(&mut buffer) {
-            Ok(len) => all.push(buffer[..len].to_vec()),
-            Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
-                return all;
-            }
-        }
-    }
-}
-
-fn sender(to: &UdpSocket) -> UdpSocket {
-    let to = to.local_addr().unwrap();
-    let from: SocketAddr = if to.is_ipv4() {
-        (Ipv4Addr::LOCALHOST, 0).into()
-    } else {
-        (Ipv6Addr::LOCALHOST, 0).into()
-    };
-    let socket = UdpSocket::bind(from).unwrap();
-    socket.connect(to).unwrap();
-    socket
-}
-
-/// A running stream with one leg.
-fn running(request: ioctl::Create, socket: &UdpSocket) -> Reader {
-    let reader = Reader::create_udp(request).unwrap();
-    reader.device.add_leg(socket, 0).unwrap();
-    reader.device.plain(ioctl::START).unwrap();
-    reader
-}
-
-fn ordered(reorder_ns: u64) -> ioctl::Create {
-    ioctl::Create { flags: ioctl::CREATE_ORDERED, reorder_ns, ..Default::default() }
-}
-
-fn sequences(items: &[Item]) -> Vec<u16> {
-    items.iter().map(|item| item.descriptor.sequence as u16).collect()
-}
 
 /// What of the counters does not depend on when and how often things were looked at.
 fn figures(counters: StreamCounters) -> StreamCounters {
@@ -274,6 +158,50 @@ fn what_is_not_rtp_stays_with_the_socket() {
     assert_eq!((counters.passed_rtcp, counters.passed_stun), (1, 1));
     assert_eq!((counters.passed_dtls, counters.passed_other), (1, 2));
     assert_eq!(counters.received, 5);
+}
+
+#[test]
+fn rtp_of_others_stays_with_the_socket_if_it_is_asked_to() {
+    let socket = local();
+    let named = ioctl::CREATE_SSRC | ioctl::CREATE_PAYLOAD_TYPE;
+    let request = ioctl::Create {
+        flags: named | ioctl::CREATE_LEAVE_OTHERS,
+        ssrc: SSRC,
+        payload_type: 96,
+        ..Default::default()
+    };
+    let mut reader = running(request, &socket);
+    let from = sender(&socket);
+    let other_type = |sequence: u16| {
+        let mut bytes = rtp(sequence);
+        bytes[1] = 97;
+        bytes
+    };
+    // One by one, and a train that ends with one of another's.
+    for sequence in 0..10 {
+        from.send(&rtp_of(7, sequence, 100)).unwrap();
+        from.send(&rtp(sequence)).unwrap();
+        from.send(&other_type(sequence)).unwrap();
+    }
+    option(&from, libc::SOL_UDP, libc::UDP_SEGMENT, &200_i32).unwrap();
+    let train: Vec<_> =
+        [SSRC, SSRC, 7, SSRC, 7].into_iter().zip(10..).map(|(s, n)| rtp_of(s, n, 200)).collect();
+    from.send(&train.concat()).unwrap();
+    let expected: Vec<u16> = (0..12).chain([13]).collect();
+    assert_eq!(sequences(&reader.collect(expected.len(), LIMIT)), expected);
+    let left: Vec<_> = (0..10).flat_map(|n| [rtp_of(7, n, 100), other_type(n)]).collect();
+    until("all of it", || reader.counters().passed_other == 22);
+    assert_eq!(drain(&socket), [left, vec![train[2].clone(), train[4].clone()]].concat());
+    let counters = reader.device.stats().unwrap().1;
+    assert_books(&counters);
+    assert_eq!((counters.received, counters.dropped_filtered), (13, 0));
+    assert_eq!(counters.sources, 1);
+
+    // Of whom, if nobody was named?
+    for flags in [ioctl::CREATE_LEAVE_OTHERS, ioctl::CREATE_LEAVE_OTHERS | ioctl::CREATE_ORDERED] {
+        let request = ioctl::Create { flags, ..Default::default() };
+        assert_eq!(errno(Device::open().unwrap().create_udp(request)), libc::EINVAL);
+    }
 }
 
 /// Attaches a classic filter.

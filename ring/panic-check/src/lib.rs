@@ -210,7 +210,11 @@ pub fn transmit_round(
     let job = core.peek(view);
     if let Some(job) = &job {
         core.take(job);
+        let held = core.hold(job.position, job.len);
         core.sent(job.position, job.len);
+        if held {
+            core.let_go(job.position, job.len);
+        }
         core.failed(job.position.wrapping_add(1), 5);
     }
     core.counters_mut().socket_calls = core.tail().wrapping_add(core.head());

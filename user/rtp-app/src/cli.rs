@@ -294,6 +294,10 @@ pub struct TxArgs {
     /// Send equal neighbours in one call (GSO) [default: on where it works]
     #[arg(long, value_name = "on|off")]
     pub gso: Option<OnOff>,
+    /// Let the network read large sends from the ring's own pages (kernel engine) [default: on where it
+    /// works and pays]
+    #[arg(long, value_name = "on|off")]
+    pub zerocopy: Option<OnOff>,
     /// The ring has 2^N positions
     #[arg(long, value_name = "N", default_value = "10", value_parser = text(ring_order))]
     pub ring_order: u8,

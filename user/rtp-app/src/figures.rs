@@ -207,7 +207,8 @@ pub fn ring(snapshot: &StreamSnapshot, own: &ReaderStatus) -> Ring {
 }
 
 /// A transmit stream. What the counters do not know is left as it is in `known`.
-pub fn transmit_stream(counters: &StreamCounters, known: TxStream) -> TxStream {
+pub fn transmit_stream(snapshot: &StreamSnapshot, known: TxStream) -> TxStream {
+    let counters = &snapshot.counters;
     TxStream {
         committed: counters.committed,
         sent: counters.sent,
@@ -216,6 +217,7 @@ pub fn transmit_stream(counters: &StreamCounters, known: TxStream) -> TxStream {
         pending: counters.pending,
         sent_late: counters.sent_late,
         coalesced: counters.coalesced,
+        zerocopy: snapshot.legs.iter().map(|leg| leg.zerocopy).sum(),
         socket_calls: counters.socket_calls,
         ..known
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`cli`] | the command line and its mistakes |
 //! | [`cmd`] | one file per command |
+//! | [`machine`] | what this machine dropped of everybody's packets |
 //! | [`text`], [`live`] | the figures for people |
 //! | [`signals`], [`stdio`] | ending when asked to |
 //! | [`capture`] | capture files: reading, finding the RTP, writing |
@@ -26,6 +27,7 @@ pub mod cmd;
 pub mod error;
 pub mod figures;
 pub mod live;
+pub mod machine;
 pub mod media;
 pub mod output;
 pub mod signals;

@@ -338,6 +338,8 @@ pub struct TxStream {
     pub sent_late: u64,
     /// Packets that went as part of a segmentation-offload send.
     pub coalesced: u64,
+    /// Packets that the network read from the ring's own pages, summed over the legs (kernel engine).
+    pub zerocopy: u64,
     /// Send calls to the sockets.
     pub socket_calls: u64,
     /// RTP payload bytes given to the engine.

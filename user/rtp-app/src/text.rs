@@ -246,7 +246,9 @@ pub fn books(ring: &Ring) -> String {
 pub fn transmit_books(stream: &TxStream) -> String {
     let rows =
         [("sent", stream.sent), ("send failed", stream.send_failed), ("pending", stream.pending)];
-    table("committed", stream.committed, &rows)
+    let mut text = table("committed", stream.committed, &rows);
+    let _ = writeln!(text, "{:<20}{:>16}", "read from the ring", grouped(stream.zerocopy));
+    text
 }
 
 fn table(total_name: &str, total: u64, rows: &[(&str, u64)]) -> String {
@@ -331,6 +333,13 @@ pub fn transmit_summary(stream: &TxStream) -> String {
             text,
             "late        {} sent more than 1 ms after they were due",
             grouped(stream.sent_late)
+        );
+    }
+    if stream.zerocopy > 0 {
+        let _ = writeln!(
+            text,
+            "not copied  {}: read from the ring's own pages",
+            grouped(stream.zerocopy)
         );
     }
     text

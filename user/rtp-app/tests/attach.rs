@@ -167,6 +167,7 @@ fn list_and_stat_show_the_same_figures_as_the_owner() {
         let stat = parse(&run(&["stat", name, "--json"]).good().stdout[0]);
         balances(&stat);
         assert_eq!(stat["info"]["state"], "running");
+        assert!(stat["machine"]["backlog_dropped"].is_u64(), "{stat}");
         for figure in ["received", "packets", "bytes", "expected", "lost", "ssrc", "last_sequence"]
         {
             assert_eq!(stat["streams"][0][figure], own["streams"][0][figure], "{figure}");

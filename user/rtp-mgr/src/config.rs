@@ -11,6 +11,7 @@ use rtp_mgr_ring::abi::{
     ENGINE_KERNEL, LEGS_MAX, PACKET_LEN_MAX, RING_ORDER_DEFAULT, RING_ORDER_MAX, RING_ORDER_MIN,
     SLOT_STRIDE_DEFAULT, SLOT_STRIDE_MAX, SLOT_STRIDE_MIN, SOURCES_DEFAULT, SOURCES_MAX,
 };
+use rtp_mgr_ring::receive::Filter;
 
 use crate::error::Error;
 use crate::leg::Leg;
@@ -154,6 +155,7 @@ pub(crate) struct ReceiveConfig {
     pub sources: u32,
     pub ssrc: Option<u32>,
     pub payload_type: Option<u8>,
+    pub leave_others: bool,
     pub source_address: Option<IpAddr>,
     pub clock_rates: Vec<(u8, u32)>,
     pub exact_times: bool,
@@ -182,6 +184,7 @@ impl Default for ReceiveConfig {
             sources: SOURCES_DEFAULT,
             ssrc: None,
             payload_type: None,
+            leave_others: false,
             source_address: None,
             clock_rates: Vec::new(),
             exact_times: false,
@@ -204,6 +207,16 @@ impl Default for ReceiveConfig {
 const REORDER_MAX: Duration = Duration::from_secs(60);
 
 impl ReceiveConfig {
+    /// Which packets are the stream's, but for the legs' sources.
+    pub(crate) fn filter(&self) -> Filter {
+        Filter {
+            ssrc: self.ssrc,
+            payload_type: self.payload_type,
+            sources: [None; LEGS_MAX],
+            leave_others: self.leave_others,
+        }
+    }
+
     /// Checks everything that needs no look at the machine. Returns the ring order to use.
     pub(crate) fn check(&self) -> Result<u8, Error> {
         if self.simulated.is_some() {
@@ -231,6 +244,14 @@ impl ReceiveConfig {
         }
         if let Some(payload_type) = self.payload_type {
             check_payload_type(payload_type)?;
+        }
+        if self.leave_others && self.ssrc.is_none() && self.payload_type.is_none() {
+            let accepted = "accepted: with an SSRC or a payload type, so that there are others";
+            return Err(Error::argument("leave_others", true, accepted));
+        }
+        if self.leave_others && self.simulated.is_some() {
+            let accepted = "accepted: for a stream with legs";
+            return Err(Error::argument("leave_others", true, accepted));
         }
         if let Some(name) = &self.publish {
             check_name(name)?;
@@ -321,6 +342,7 @@ pub(crate) struct TransmitConfig {
     pub slot_stride: u32,
     pub rate: Option<PacketRate>,
     pub gso: bool,
+    pub zerocopy: bool,
     pub ttl: Option<u8>,
     pub dscp: Option<u8>,
     pub interface: Option<String>,
@@ -346,6 +368,7 @@ impl Default for TransmitConfig {
             slot_stride: SLOT_STRIDE_DEFAULT,
             rate: None,
             gso: true,
+            zerocopy: true,
             ttl: None,
             dscp: None,
             interface: None,

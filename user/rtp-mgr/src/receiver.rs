@@ -86,6 +86,14 @@ impl ReceiverBuilder {
         self
     }
 
+    /// RTP of another SSRC or payload type than was asked for is no packet of the stream: it goes to the side
+    /// channel, as [`Kind::Rtp`](crate::Kind::Rtp), and counts as passed; without this it is dropped, and
+    /// counts as filtered. With the kernel engine it never leaves the socket's own path.
+    pub fn leave_others(mut self, leave: bool) -> Self {
+        self.config.leave_others = leave;
+        self
+    }
+
     /// Takes only packets from this address.
     pub fn source_address(mut self, address: IpAddr) -> Self {
         self.config.source_address = Some(address);

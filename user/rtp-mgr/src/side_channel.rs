@@ -1,4 +1,4 @@
-//! What a receive stream leaves to its sockets: RTCP, STUN, DTLS and the rest.
+//! What a receive stream leaves to its sockets: RTCP, STUN, DTLS and the rest, and RTP of others if it is asked to.
 //!
 //! What lives here: a bounded queue from the engine to whoever listens. What does not: telling the
 //! kinds apart ([`rtp_mgr_ring::header`]).
@@ -20,7 +20,8 @@ const PACKETS_MAX: usize = 1_024;
 /// Most bytes of them.
 const BYTES_MAX: usize = 1 << 20;
 
-/// A datagram that is no RTP.
+/// A datagram that is no RTP, or RTP that is not the stream's
+/// ([`leave_others`](crate::ReceiverBuilder::leave_others)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SidePacket {
     /// What it seems to be (RFC 5761, RFC 7983).

@@ -75,6 +75,13 @@ impl TransmitterBuilder {
         self
     }
 
+    /// Lets the network read large sends from the ring's own pages where the device can and it pays: such
+    /// slots are free when it has let go of them (default on; kernel engine, one leg).
+    pub fn zerocopy(mut self, zerocopy: bool) -> Self {
+        self.config.zerocopy = zerocopy;
+        self
+    }
+
     /// TTL or hop limit, 1 to 255 (default: 1 for groups, the system's otherwise).
     pub fn ttl(mut self, ttl: u8) -> Self {
         self.config.ttl = Some(ttl);
@@ -326,8 +333,8 @@ impl Transmitter {
         }
     }
 
-    /// Waits up to `timeout` until everything committed was sent or given up. Returns whether it
-    /// was.
+    /// Waits up to `timeout` until everything committed was sent or given up, and the network reads none
+    /// of it from the ring any more. Returns whether it was.
     ///
     /// # Errors
     /// The engine has ended.

@@ -52,6 +52,7 @@ pub fn figures(
         module: build::module(cache, kernel, project)?,
         files: build::bench(project)?,
         tests: Vec::new(),
+        disk: None,
     };
     let settings = Settings {
         timeout: TIMEOUT,

@@ -29,6 +29,10 @@ const NETWORK: &str = "network.sh";
 /// The names of the comparison of both engines and of the soak.
 const COMPARE: &str = "compare.sh";
 const SOAK: &str = "soak.sh";
+/// The name of the test of streams from and to FFmpeg and GStreamer.
+pub const PEERS: &str = "peers.sh";
+/// Those that wait for a network most of the time.
+pub const NAMESPACES: [&str; 2] = [NETWORK, PEERS];
 const SCRIPTS: [&str; 2] = ["scripts/load.sh", "scripts/unload.sh"];
 const CHECKOUT: &str = "/root/rtp_mgr";
 
@@ -75,7 +79,7 @@ pub fn scripts(project: &Project, module: &Path) -> Files {
     let mut files: Files =
         SCRIPTS.iter().map(|&script| (place(script), project.root.join(script))).collect();
     files.push((place("kernel/rtp_mgr.ko"), module.to_owned()));
-    for test in [SCRIPTS_TEST, CONFORMANCE, NETWORK, COMPARE, SOAK] {
+    for test in [SCRIPTS_TEST, CONFORMANCE, NETWORK, PEERS, COMPARE, SOAK, "namespaces.sh"] {
         files.push((format!("bin/{test}"), project.root.join("kernel/tests").join(test)));
     }
     files
@@ -168,10 +172,11 @@ fn make(cache: &Cache, kernel: &Kernel, place: &Place, more: &[&str]) -> Result<
 type Files = Vec<(String, PathBuf)>;
 
 /// Programs of the machine that are no test programs of cargo's but have tests, and how they are called.
-const SUITES: [(&str, &[&str]); 6] = [
+const SUITES: [(&str, &[&str]); 7] = [
     (CONSUMER, &[]),
     (SCRIPTS_TEST, &[CHECKOUT]),
     (NETWORK, &[]),
+    (PEERS, &[]),
     (CONFORMANCE, &[]),
     (COMPARE, &[]),
     (SOAK, &[]),

@@ -14,6 +14,7 @@
 //! | [`bench`] | what the kernel engine costs, in instructions |
 //! | [`build`] | the module and the static programs that run beside it |
 //! | [`furniture`] | the kernel's own modules and the tools that every machine has |
+//! | [`peers`] | FFmpeg and GStreamer, on a disk |
 //! | [`initramfs`] | the archive that the kernel boots with |
 //! | [`machine`] | QEMU: booting, what it printed, how it ended |
 //! | [`results`] | the tests' result lines, counted |
@@ -36,6 +37,7 @@ mod furniture;
 mod initramfs;
 mod machine;
 mod mirror;
+mod peers;
 mod prepare;
 mod results;
 mod suite;
@@ -133,6 +135,9 @@ struct RunOptions {
     /// Put a file into the machine's /root, under its own name (repeatable)
     #[arg(long, value_name = "FILE")]
     file: Vec<PathBuf>,
+    /// Give the machine the disk with FFmpeg and GStreamer
+    #[arg(long)]
+    peers: bool,
 }
 
 /// Runs one of the tasks.
@@ -145,7 +150,7 @@ pub fn run(project: &Project, arguments: &VmArgs) -> Result<ExitCode> {
         Task::Build => println!("{}", build::module(&cache, &kernel, project)?.display()),
         Task::Clippy => build::clippy(&cache, &kernel, &project.root)?,
         Task::Run { options, timeout, icount, command } => {
-            let guest = Guest::new(&cache, &kernel, project)?.with(&options.file);
+            let guest = options.guest(&cache, &kernel, project)?;
             let settings = options.settings(*timeout, *icount).parallel(arguments.parallel);
             if let Err(error) = machine::run(&cache, &kernel, &guest, command, settings) {
                 let Some(Failed(status)) = error.downcast_ref() else { return Err(error) };
@@ -153,7 +158,7 @@ pub fn run(project: &Project, arguments: &VmArgs) -> Result<ExitCode> {
             }
         }
         Task::Shell { options } => {
-            let guest = Guest::new(&cache, &kernel, project)?.with(&options.file);
+            let guest = options.guest(&cache, &kernel, project)?;
             let settings = options.settings(0, false).parallel(arguments.parallel);
             machine::shell(&cache, &kernel, &guest, settings)?;
         }
@@ -171,6 +176,7 @@ pub fn run(project: &Project, arguments: &VmArgs) -> Result<ExitCode> {
             for test in &mut guest.tests {
                 test.choose(words);
             }
+            let guest = guest.equipped(&cache, &kernel)?;
             let settings = Settings::tests(*timeout).parallel(arguments.parallel);
             machine::test(&cache, &kernel, &guest, settings)?;
         }
@@ -179,6 +185,14 @@ pub fn run(project: &Project, arguments: &VmArgs) -> Result<ExitCode> {
 }
 
 impl RunOptions {
+    fn guest(&self, cache: &Cache, kernel: &Kernel, project: &Project) -> Result<Guest> {
+        let mut guest = Guest::new(cache, kernel, project)?.with(&self.file);
+        if self.peers {
+            guest.disk = Some(peers::disk(cache, kernel)?);
+        }
+        Ok(guest)
+    }
+
     fn settings(&self, timeout_s: u64, icount: bool) -> Settings {
         Settings {
             timeout: Duration::from_secs(timeout_s),
@@ -225,6 +239,8 @@ struct Guest {
     files: Vec<(String, PathBuf)>,
     /// Those that are test programs, in the order in which they run.
     tests: Vec<Test>,
+    /// An image of a disk that can be read.
+    disk: Option<PathBuf>,
 }
 
 impl Guest {
@@ -234,7 +250,15 @@ impl Guest {
         let consumer = build::consumer(cache, kernel, project)?;
         files.push((format!("bin/{}", build::CONSUMER), consumer));
         files.extend(build::scripts(project, &module));
-        Ok(Self { module, files, tests })
+        Ok(Self { module, files, tests, disk: None })
+    }
+
+    /// With the disk that its tests want.
+    fn equipped(mut self, cache: &Cache, kernel: &Kernel) -> Result<Self> {
+        if self.tests.iter().any(|test| test.program == build::PEERS) {
+            self.disk = Some(peers::disk(cache, kernel)?);
+        }
+        Ok(self)
     }
 
     fn with(mut self, files: &[PathBuf]) -> Self {
@@ -301,6 +325,7 @@ pub fn test_rows(project: &Project, report: &mut Report, name: &str) {
             outcome(wanted, |cache, kernel| {
                 let mut guest = Guest::new(cache, kernel, project)?;
                 guest.tests.retain(|test| wanted.tests.wants(test));
+                let guest = guest.equipped(cache, kernel)?;
                 let tally = machine::test(cache, kernel, &guest, Settings::tests(TEST_TIMEOUT_S))?;
                 Ok(format!("{}: {tally}", kernel.release))
             })

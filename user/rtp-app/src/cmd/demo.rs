@@ -167,7 +167,7 @@ fn stream(
         sent.and(heard)
     })?;
     screen.panel.clear();
-    let mut transmitted = transmit_stream(&transmit.counters(), known.clone());
+    let mut transmitted = transmit_stream(&transmit.snapshot(), known.clone());
     transmitted.payload_bytes = sender.payload_bytes();
     transmitted.duration_s = duration.as_secs_f64();
     Ok(Outcome {
@@ -255,7 +255,7 @@ impl Screen<'_> {
         let snapshot = self.receive.snapshot();
         let interval = self.intervals.next(snapshot.counters);
         let report = received(&snapshot, self.receive_leg, false);
-        let transmit = transmit_stream(&self.transmit.counters(), self.known.clone());
+        let transmit = transmit_stream(&self.transmit.snapshot(), self.known.clone());
         let share = |bytes: u64| bytes as f64 / self.total.max(1) as f64;
         let payload = transmit.sent_bytes.saturating_sub(transmit.sent * RTP_HEADER as u64);
         if self.panel.visible() {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::cli::{EngineChoice, ListArgs, StatArgs};
 use crate::error::Failure;
 use crate::figures::{receive_report, transmit_stream};
+use crate::machine::MachineLosses;
 use crate::output::{Engine, Report, SCHEMA, Stream, TxReport, TxStream, utc_now, write_line};
 use crate::text;
 
@@ -42,6 +43,9 @@ struct Stat<R> {
     report: R,
     info: Listed,
     readers: Vec<Reader>,
+    /// Receive: where more of its packets may have been lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    machine: Option<MachineLosses>,
 }
 
 /// A reader as `stat --json` shows it.
@@ -184,7 +188,8 @@ fn print_json(info: &StreamInfo, snapshot: &StreamSnapshot) -> Result<(), Failur
     match info.direction {
         Direction::Receive => {
             let report = report(info, snapshot);
-            write_line(&mut stdout, &Stat { report, info: described, readers })
+            let machine = Some(MachineLosses::of_process(info.owner_pid));
+            write_line(&mut stdout, &Stat { report, info: described, readers, machine })
         }
         Direction::Transmit => {
             let report = TxReport {
@@ -195,7 +200,7 @@ fn print_json(info: &StreamInfo, snapshot: &StreamSnapshot) -> Result<(), Failur
                 streams: vec![transmitted(info, snapshot)],
                 warnings: Vec::new(),
             };
-            write_line(&mut stdout, &Stat { report, info: described, readers })
+            write_line(&mut stdout, &Stat { report, info: described, readers, machine: None })
         }
     }
     .map_err(Failure::stdout)
@@ -211,7 +216,7 @@ fn transmitted(info: &StreamInfo, snapshot: &StreamSnapshot) -> TxStream {
         destinations: info.legs.clone(),
         ..TxStream::default()
     };
-    transmit_stream(&snapshot.counters, known)
+    transmit_stream(snapshot, known)
 }
 
 fn readers(snapshot: &StreamSnapshot) -> Vec<Reader> {
@@ -250,6 +255,8 @@ fn receive_text(info: &StreamInfo, snapshot: &StreamSnapshot) -> String {
     text.push_str(&text::books(ring));
     text.push('\n');
     text.push_str(&text::losses(ring));
+    text.push('\n');
+    text.push_str(&MachineLosses::of_process(info.owner_pid).text());
     let sources = report.streams.iter().filter(|stream| stream.ssrc.is_some());
     for (index, stream) in sources.enumerate() {
         let _ = write!(text, "{}{}", if index == 0 { "\n" } else { "" }, text::source_line(stream));

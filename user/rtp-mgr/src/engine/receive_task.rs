@@ -538,7 +538,7 @@ fn core_config(config: &ReceiveConfig, legs: &[LegSockets], slot_count: usize) -
             .reorder
             .map(|reorder| Order { reorder_ns: nanos(reorder), window: slot_count as u32 / 2 }),
         legs: legs.len().max(1) as u8,
-        filter: Filter { ssrc: config.ssrc, payload_type: config.payload_type, sources },
+        filter: Filter { sources, ..config.filter() },
         clock_rates,
         stall_ns: nanos(config.stall_limit),
         secret: [random_word(), random_word()],

@@ -124,7 +124,7 @@ impl TransmitStream {
         let now = clock::monotonic_ns();
         let mut stream = Self {
             core: TransmitCore::new(
-                vec![Progress::Waiting; slot_count].into(),
+                vec![Progress::default(); slot_count].into(),
                 stride,
                 parts.start,
             ),

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rtp_mgr_ring::abi::{self, READERS_MAX, ioctl};
 use rtp_mgr_ring::header::{self, Kind};
+use rtp_mgr_ring::receive::Filter;
 use rustix::event::epoll::EventFlags;
 
 use super::refused;
@@ -69,6 +70,7 @@ struct Sockets {
     legs: Vec<LegSockets>,
     batch: RecvBatch,
     clock: Clock,
+    filter: Filter,
 }
 
 /// A stream that was opened.
@@ -98,7 +100,7 @@ impl KernelReceive {
         let info =
             StreamInfo::of(&region, config.publish.as_ref(), &config.legs, config.allow_reliable);
         let server = open_door(&info, config.announce, &mut warnings)?;
-        let sockets = Some(Sockets::new(legs));
+        let sockets = Some(Sockets::new(legs, config.filter()));
         let task = Arc::new(Self {
             device: Arc::new(device),
             side: SideChannel::new()?,
@@ -274,12 +276,12 @@ impl Task for KernelReceive {
 }
 
 impl Sockets {
-    fn new(legs: Vec<LegSockets>) -> Self {
+    fn new(legs: Vec<LegSockets>, filter: Filter) -> Self {
         let slots = SlotMemory::private(MESSAGES_MAX as u32, SIDE_LEN);
         let mut batch = RecvBatch::new(slots, MESSAGES_MAX, 1);
         let mut next = 0..MESSAGES_MAX as u32;
         batch.fill(|| next.next());
-        Self { legs, batch, clock: Clock::new() }
+        Self { legs, batch, clock: Clock::new(), filter }
     }
 
     fn unwatch(&self, leg: usize, registration: &Registration) {
@@ -306,11 +308,15 @@ impl Sockets {
         self.batch.receive(socket)?;
         let now = clock::monotonic_ns();
         while let Some(arrived) = self.batch.next_packet(|| None) {
-            // RTP has no business on the RTCP port. On the leg's own it was there before the module
-            // took over, which counts what it leaves there.
+            // RTP has no business on the RTCP port. On the leg's own it is that of others, or was there
+            // before the module took over, which counts what it leaves there.
             let classified = header::classify(arrived.bytes);
-            let kind = if classified == Kind::Rtp { Kind::Other } else { classified };
-            if rtcp_port || classified == Kind::Rtp {
+            let others = !rtcp_port && self.filter.leaves(arrived.bytes);
+            let kind = match classified {
+                Kind::Rtp if !others => Kind::Other,
+                kind => kind,
+            };
+            if rtcp_port || (classified == Kind::Rtp && !others) {
                 passed[place(kind)] += 1;
             }
             let compound = Compound::parse(arrived.whole).filter(|_| kind == Kind::Rtcp);
@@ -426,6 +432,9 @@ fn request(config: &ReceiveConfig, ring_order: u8) -> ioctl::Create {
     }
     if config.payload_type.is_some() {
         flags |= ioctl::CREATE_PAYLOAD_TYPE;
+    }
+    if config.leave_others {
+        flags |= ioctl::CREATE_LEAVE_OTHERS;
     }
     if config.simulated.is_none() && (config.exact_times || !config.gro) {
         flags |= ioctl::CREATE_EXACT_TIMES;

@@ -63,6 +63,13 @@ impl std::fmt::Debug for KernelTransmit {
     }
 }
 
+/// What legs are asked for.
+fn leg_flags(config: &TransmitConfig) -> u32 {
+    let gso = if config.gso { 0 } else { ioctl::LEG_NO_GSO };
+    let zerocopy = if config.zerocopy { 0 } else { ioctl::LEG_NO_ZEROCOPY };
+    gso | zerocopy
+}
+
 impl KernelTransmit {
     /// Opens sockets and makes the stream. Nothing is sent before [`start`](TransmitEngine::start).
     pub(crate) fn open(
@@ -81,7 +88,7 @@ impl KernelTransmit {
             let request = ioctl::AddLeg {
                 fd: leg.rtp.as_fd().as_raw_fd(),
                 leg: number,
-                flags: if config.gso { 0 } else { ioctl::LEG_NO_GSO },
+                flags: leg_flags(config),
                 ..Default::default()
             };
             device.add_leg(request).map_err(refused("hand a socket over"))?;

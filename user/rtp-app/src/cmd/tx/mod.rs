@@ -190,8 +190,8 @@ impl Screen {
         })
     }
 
-    fn stream(&self, counters: &StreamCounters, sender: &Sender) -> TxStream {
-        let mut stream = transmit_stream(counters, self.known.clone());
+    fn stream(&self, snapshot: &StreamSnapshot, sender: &Sender) -> TxStream {
+        let mut stream = transmit_stream(snapshot, self.known.clone());
         stream.payload_bytes = sender.payload_bytes();
         stream.duration_s = sender.elapsed().as_secs_f64();
         if stream.ssrc.is_none() {
@@ -202,7 +202,7 @@ impl Screen {
 
     fn tick(&mut self, sender: &Sender, now: Instant) -> Result<(), Failure> {
         if self.timetable.line_is_due(now) {
-            let stream = self.stream(&self.stats.counters(), sender);
+            let stream = self.stream(&self.stats.snapshot(), sender);
             self.print(stream, false)?;
         }
         if self.timetable.redraw_is_due(now) {
@@ -212,12 +212,13 @@ impl Screen {
     }
 
     fn redraw(&mut self, sender: &Sender, now: Instant) {
-        let counters = self.stats.counters();
+        let snapshot = self.stats.snapshot();
+        let counters = snapshot.counters;
         let (then, before) = std::mem::replace(&mut self.drawn, (now, counters));
         let seconds = now.duration_since(then).as_secs_f64().max(1e-3);
         let packets = counters.sent.saturating_sub(before.sent) as f64 / seconds;
         let bits = counters.sent_bytes.saturating_sub(before.sent_bytes) as f64 * 8.0 / seconds;
-        let stream = self.stream(&counters, sender);
+        let stream = self.stream(&snapshot, sender);
         let mut lines = text::transmit_lines(&stream, self.engine, packets, bits);
         if let Some(total) = sender.total_bytes().filter(|total| *total > 0) {
             let done = stream.payload_bytes as f64 / total as f64;
@@ -246,7 +247,7 @@ impl Screen {
         remarks: &[String],
     ) -> Result<(), Failure> {
         self.panel.clear();
-        let stream = self.stream(&last.counters, sender);
+        let stream = self.stream(last, sender);
         if self.json.is_some() {
             return self.print(stream, true);
         }

@@ -102,6 +102,7 @@ impl<'a> Settings<'a> {
             .slot_stride(stride)
             .payload_type(self.payload_type())
             .gso(args.gso != Some(OnOff::Off))
+            .zerocopy(args.zerocopy != Some(OnOff::Off))
             // A capture's sources get their BYE from here; the engine knows one SSRC only.
             .rtcp(!self.is_replay());
         for leg in &self.legs {
