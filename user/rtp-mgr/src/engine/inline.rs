@@ -7,9 +7,10 @@
 //! The engine's thread does not listen to them meanwhile. When the reader goes away with what it
 //! has, a timer runs: if it is not back in time, the engine's thread takes over, so that a reader that
 //! stands still loses no more than before. It takes over at once when the reader's time runs out
-//! (whoever waits for the stream's file next is woken by it), when there is another reader, and for a
-//! while when a socket has dropped something: then somebody has to take packets out while the
-//! reader is at work. Each such while is twice as long as the last.
+//! (whoever waits for the stream's file next is woken by it), when there is another reader, for a
+//! second when the sockets have more than one call takes, and for a while when one has dropped
+//! something: then somebody has to take packets out while the reader is at work. Each such while is
+//! twice as long as the last.
 //!
 //! Everything here happens under the stream's lock, except that the reader waits without it; `inside`
 //! says that it does.
@@ -35,7 +36,7 @@ use crate::poll::wait_events;
 const AWAY_NS: u64 = 2_000_000;
 /// Rings smaller than this are emptied by the reader while the engine's thread fills them.
 const SLOTS_MIN: usize = 256;
-/// How long the engine's thread does the work after the first drop.
+/// How long the engine's thread does the work when the sockets fill too fast, and after the first drop.
 const PAUSE_NS: u64 = 1_000_000_000;
 /// The reader's own event, beside the tags of sockets.
 const TAG_EVENT: u16 = u16::MAX;
@@ -268,7 +269,11 @@ impl Serving {
     /// The reader goes away with what it has.
     fn away(&mut self, driven: Driven) -> Driven {
         let drops = self.stream.as_ref().map_or(0, Stream::external_drops);
-        if drops != self.inline.drops {
+        if self.inline.more && drops == self.inline.drops {
+            // The sockets fill faster than the reader empties them: both are to work at once.
+            self.inline.not_before_ns = monotonic_ns().saturating_add(PAUSE_NS);
+            self.end_inline();
+        } else if drops != self.inline.drops {
             let pause_ns = PAUSE_NS.saturating_mul(1 << self.inline.dropped.min(20));
             self.inline.dropped = self.inline.dropped.saturating_add(1);
             self.inline.not_before_ns = monotonic_ns().saturating_add(pause_ns);
