@@ -3,12 +3,15 @@
 //! What lives here: who does the work when. What does not: the work ([`super::receive`]) and the
 //! engine's thread ([`super::worker`]).
 //!
-//! A reader that waits in `read` and is the stream's only one takes packets from the sockets itself.
+//! A reader that waits in `read` and is the stream's only one takes packets from the sockets itself,
+//! once they have come one by one for a while, and never more at a time than a call takes. A stream at
+//! full speed, or of coalesced packets, stays with the engine's thread: there both are to work at once, and
+//! a change of hands may cost more packets than a sequence number can tell.
 //! The engine's thread does not listen to them meanwhile. When the reader goes away with what it
 //! has, a timer runs: if it is not back in time, the engine's thread takes over, so that a reader that
 //! stands still loses no more than before. It takes over at once when the reader's time runs out
-//! (whoever waits for the stream's file next is woken by it), when there is another reader, for a
-//! second when the sockets have more than one call takes, and for a while when one has dropped
+//! (whoever waits for the stream's file next is woken by it), when there is another reader, when
+//! packets are no longer calm in that sense, and for a while when a socket has dropped
 //! something: then somebody has to take packets out while the reader is at work. Each such while is
 //! twice as long as the last.
 //!
@@ -36,7 +39,9 @@ use crate::poll::wait_events;
 const AWAY_NS: u64 = 2_000_000;
 /// Rings smaller than this are emptied by the reader while the engine's thread fills them.
 const SLOTS_MIN: usize = 256;
-/// How long the engine's thread does the work when the sockets fill too fast, and after the first drop.
+/// How long packets must have come calmly.
+const CALM_NS: u64 = 100_000_000;
+/// How long the engine's thread does the work after the first drop.
 const PAUSE_NS: u64 = 1_000_000_000;
 /// The reader's own event, beside the tags of sockets.
 const TAG_EVENT: u16 = u16::MAX;
@@ -134,10 +139,11 @@ impl Serving {
         if self.inline.port.is_some() {
             return true;
         }
-        if monotonic_ns() < self.inline.not_before_ns {
+        if !stream.has_one_reader() || stream.slot_count() < SLOTS_MIN {
             return false;
         }
-        if !stream.has_one_reader() || stream.slot_count() < SLOTS_MIN {
+        let now = monotonic_ns();
+        if now < self.inline.not_before_ns || !is_calm(stream, now) {
             return false;
         }
         let prepared = prepare(stream, port, poller).and_then(|()| match &self.inline.timer {
@@ -269,9 +275,8 @@ impl Serving {
     /// The reader goes away with what it has.
     fn away(&mut self, driven: Driven) -> Driven {
         let drops = self.stream.as_ref().map_or(0, Stream::external_drops);
-        if self.inline.more && drops == self.inline.drops {
-            // The sockets fill faster than the reader empties them: both are to work at once.
-            self.inline.not_before_ns = monotonic_ns().saturating_add(PAUSE_NS);
+        let crowded = self.stream.as_ref().is_some_and(|stream| !is_calm(stream, monotonic_ns()));
+        if drops == self.inline.drops && crowded {
             self.end_inline();
         } else if drops != self.inline.drops {
             let pause_ns = PAUSE_NS.saturating_mul(1 << self.inline.dropped.min(20));
@@ -302,6 +307,11 @@ impl Serving {
 }
 
 const EMFILE: rustix::io::Errno = rustix::io::Errno::MFILE;
+
+/// Whether packets have come one by one, and never too many at a time, for a while.
+fn is_calm(stream: &Stream, now_ns: u64) -> bool {
+    now_ns.saturating_sub(stream.crowded_ns()) >= CALM_NS
+}
 
 /// Makes what the reader waits with.
 fn prepare(

@@ -151,6 +151,9 @@ pub(crate) struct ReceiveStream<M, P, S> {
     slot_count: usize,
     /// Datagrams that the sockets dropped, as far as is known.
     external_drops: u64,
+    /// When packets last came coalesced, or more of them than one call takes; at first, when the stream
+    /// was made.
+    crowded_ns: u64,
     /// What stands in for sockets, and what became of its bytes.
     simulated: Option<(Simulator, Consumption)>,
 }
@@ -182,6 +185,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             housekeeping_ns: 0,
             slot_count: parts.slot_count,
             external_drops: 0,
+            crowded_ns: clock::monotonic_ns(),
             simulated: None,
             memory: parts.memory,
         };
@@ -223,6 +227,12 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
     /// Next position to publish.
     pub(crate) fn head(&self) -> u64 {
         self.core.head()
+    }
+
+    /// When packets last came coalesced, or more of them than one call takes (or when the stream was
+    /// made), CLOCK_MONOTONIC in nanoseconds.
+    pub(crate) fn crowded_ns(&self) -> u64 {
+        self.crowded_ns
     }
 
     /// Datagrams that the sockets dropped, as far as is known.
@@ -303,6 +313,9 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         counters.socket_calls = counters.socket_calls.wrapping_add(1);
         let latest_ns = self.place(leg, now);
         let more = received == messages;
+        if more || self.batch.saw_coalesced() {
+            self.crowded_ns = now;
+        }
         self.legs[leg].behind_ns = more.then_some(latest_ns);
         self.flush(now);
         Ok(more)
