@@ -15,9 +15,7 @@ use crate::clock::ClockPage;
 use crate::compat::EOPNOTSUPP;
 use crate::memory::Memory;
 use crate::primitives::{monotonic_ns, random, tai_ns, trace, WaitQueue};
-use crate::ring::abi::{
-    self, feature, ioctl, status, StreamCounters, LEGS_MAX, READERS_MAX,
-};
+use crate::ring::abi::{self, feature, ioctl, status, StreamCounters, LEGS_MAX, READERS_MAX};
 use crate::ring::follow::Held;
 use crate::ring::header::Kind;
 use crate::ring::producer::Mode;
@@ -25,6 +23,7 @@ use crate::ring::receive::{self, Filter, Packet, ReceiveCore, Storage, Verdict};
 use crate::ring::source::static_clock_rate;
 use crate::ring::staging::{Entry, Order};
 use crate::ring::table::{Flow, SourceEntry};
+use crate::source::train::Train;
 use crate::source::udp::SocketView;
 use crate::source::Source;
 
@@ -127,11 +126,46 @@ pub(crate) struct Engine {
     exact_times: bool,
 }
 
-/// A packet of a leg.
-pub(crate) struct Datagram<'a> {
+/// Bytes of a packet that tell what it is: `RTP_MGR_HEAD` of shim.h.
+pub(crate) const HEAD: usize = 20;
+
+/// The first bytes of a packet.
+#[derive(Clone, Copy)]
+pub(crate) struct Head {
+    bytes: [u8; HEAD],
+    len: usize,
+}
+
+impl Head {
+    pub(crate) const EMPTY: Self = Self { bytes: [0; HEAD], len: 0 };
+
+    /// The first of `bytes`.
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        let mut head = Self { len: bytes.len().min(HEAD), ..Self::EMPTY };
+        for (to, from) in head.bytes.iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        head
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or(&self.bytes)
+    }
+}
+
+/// Where the bytes of a packet are until they are in a slot.
+pub(crate) trait Bytes {
+    /// The first of them.
+    fn head(&mut self) -> Head;
+
+    /// Copies all of them to `to`, which is as long as the packet. Returns whether it is what it said it
+    /// was.
+    fn copy(&mut self, to: &mut [u8]) -> bool;
+}
+
+/// A packet of a leg, or a train of them that is whole.
+pub(crate) struct Datagram {
     pub(crate) leg: u8,
-    /// Its first bytes.
-    pub(crate) head: &'a [u8],
     pub(crate) len: u32,
     /// The next packet of its train comes right after it.
     pub(crate) more: bool,
@@ -259,6 +293,20 @@ fn bits(mut left: u32) -> impl Iterator<Item = usize> {
 
 fn bit(reader: usize) -> u32 {
     1_u32.wrapping_shl(reader as u32)
+}
+
+/// A packet that has no slot yet.
+fn packet(datagram: &Datagram, coalesced: bool) -> Packet {
+    Packet {
+        slot: 0,
+        len: datagram.len,
+        truncated: false,
+        coalesced,
+        leg: datagram.leg,
+        arrival_ns: datagram.arrival_ns,
+        time_ns: datagram.time_ns,
+        flow: datagram.flow,
+    }
 }
 
 /// The position at which a reader with this `tail` wants to be woken: what it asked for, if that is
@@ -425,47 +473,81 @@ impl Engine {
         [source_ns, due_ns, look_ns].into_iter().flatten().min()
     }
 
-    /// A packet of a leg, which is copied into its slot by `copy`; `copy` fails if the packet is not as
-    /// long as it said. [`conclude`](Self::conclude) or [`postpone`](Self::postpone) follows.
+    /// A packet of a leg. [`conclude`](Self::conclude) or [`postpone`](Self::postpone) follows.
     pub(crate) fn datagram(
         &mut self,
         memory: &Memory,
-        datagram: &Datagram<'_>,
-        copy: impl FnOnce(&mut [u8]) -> bool,
+        datagram: &Datagram,
+        bytes: &mut impl Bytes,
+    ) -> Outcome {
+        let coalesced = self.is_coalesced(datagram);
+        if coalesced && !self.exact_times {
+            bump(&mut self.core.counters_mut().coalesced, 1);
+        }
+        let mut packet = packet(datagram, coalesced);
+        self.give_time(&mut packet);
+        self.place(memory, &mut packet, datagram.now_ns, bytes)
+    }
+
+    /// A train of packets of a leg, all of them RTP when it was taken. `like` tells what they have in
+    /// common. [`conclude`](Self::conclude) follows.
+    pub(crate) fn train(&mut self, memory: &Memory, like: &Datagram, train: &mut Train<'_>) {
+        let mut packet = packet(like, true);
+        let mut count = 0_u64;
+        while let Some(len) = train.next_packet() {
+            (packet.len, packet.coalesced) = (len, true);
+            self.give_time(&mut packet);
+            if self.place(memory, &mut packet, like.now_ns, train) != Outcome::Taken {
+                // It is no longer what it was, and nobody gets it.
+                let counters = self.core.counters_mut();
+                bump(&mut counters.received, 1);
+                bump(&mut counters.dropped_invalid, 1);
+            }
+            count = count.wrapping_add(1);
+        }
+        if !self.exact_times {
+            bump(&mut self.core.counters_mut().coalesced, count);
+        }
+        if let Some(train) = self.trains.get_mut(usize::from(like.leg)) {
+            *train = None;
+        }
+    }
+
+    /// Gives a packet that came coalesced with others a time of its own, if it is to have one.
+    #[inline]
+    fn give_time(&self, packet: &mut Packet) {
+        if self.exact_times && packet.coalesced {
+            (packet.arrival_ns, packet.time_ns) = (monotonic_ns(), tai_ns());
+            packet.coalesced = false;
+        }
+    }
+
+    /// Finds a slot for a packet, copies it there and gives it its place in the ring.
+    #[inline]
+    fn place(
+        &mut self,
+        memory: &Memory,
+        packet: &mut Packet,
+        now_ns: u64,
+        bytes: &mut impl Bytes,
     ) -> Outcome {
         if self.must_look() {
-            self.observe_readers(memory, datagram.now_ns);
-        }
-        let mut coalesced = self.is_coalesced(datagram);
-        let (mut arrival_ns, mut time_ns) = (datagram.arrival_ns, datagram.time_ns);
-        if coalesced && self.exact_times {
-            (arrival_ns, time_ns) = (monotonic_ns(), tai_ns());
-            coalesced = false;
-        }
-        if coalesced {
-            bump(&mut self.core.counters_mut().coalesced, 1);
+            self.observe_readers(memory, now_ns);
         }
         let mut slots = [0];
         if self.core.take_slots(&mut slots) == 0 {
-            self.core.without_slot(datagram.head);
+            self.core.without_slot(bytes.head().bytes());
             return Outcome::Taken;
         }
         let [slot] = slots;
+        packet.slot = slot;
         // SAFETY: The slot was taken from the free ones, and is nobody's but ours until the verdict.
         let space = unsafe { memory.slot(slot) };
-        let mut packet = Packet {
-            slot,
-            len: datagram.len,
-            truncated: false,
-            coalesced,
-            leg: datagram.leg,
-            arrival_ns,
-            time_ns,
-            flow: datagram.flow,
-        };
-        let bytes = match space.get_mut(..datagram.len as usize) {
+        let head;
+        let bytes = match space.get_mut(..packet.len as usize) {
             Some(space) => {
-                if !copy(space) {
+                packet.truncated = false;
+                if !bytes.copy(space) {
                     self.core.give_back(slot);
                     return Outcome::Left;
                 }
@@ -473,10 +555,11 @@ impl Engine {
             }
             None => {
                 packet.truncated = true;
-                datagram.head
+                head = bytes.head();
+                head.bytes()
             }
         };
-        match self.core.packet(&memory.ring(), &packet, bytes) {
+        match self.core.packet(&memory.ring(), packet, bytes) {
             Verdict::Kept => return Outcome::Taken,
             Verdict::Free => {}
             // A filter left less of it than a header.
@@ -490,7 +573,7 @@ impl Engine {
     }
 
     /// Whether a packet came coalesced with others: more of its train follow, or it is the last of one.
-    fn is_coalesced(&mut self, datagram: &Datagram<'_>) -> bool {
+    fn is_coalesced(&mut self, datagram: &Datagram) -> bool {
         let Some(train) = self.trains.get_mut(usize::from(datagram.leg)) else { return false };
         let follows = *train == Some(datagram.stamp_ns);
         *train = datagram.more.then_some(datagram.stamp_ns);

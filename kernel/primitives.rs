@@ -261,6 +261,37 @@ impl Timer {
     }
 }
 
+/// Copies `len` bytes, with the processor's own copying of strings where it has one, as copy_to_user() does:
+/// memcpy() does so on the newest processors only, and a loop otherwise.
+///
+/// # Safety
+///
+/// `from` may be read and `to` written for `len` bytes, and they do not overlap. Others may write `from`
+/// meanwhile: then `to` holds what was there at some time.
+#[inline]
+pub(crate) unsafe fn copy_bytes(from: *const u8, to: *mut u8, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if len >= 64 {
+        let last = len.wrapping_sub(8);
+        // SAFETY: The first `last` bytes rounded up to words, and the last eight, are all of the `len`
+        // bytes, and no others. Kernel code runs with the direction flag clear.
+        unsafe {
+            core::arch::asm!(
+                "rep movsq",
+                inout("rcx") len / 8 => _,
+                inout("rsi") from => _,
+                inout("rdi") to => _,
+                options(nostack, preserves_flags),
+            );
+            let word = from.add(last).cast::<u64>().read_unaligned();
+            to.add(last).cast::<u64>().write_unaligned(word);
+        }
+        return;
+    }
+    // SAFETY: As this function's own requirements.
+    unsafe { core::ptr::copy_nonoverlapping(from, to, len) };
+}
+
 /// CLOCK_MONOTONIC, nanoseconds.
 pub(crate) fn monotonic_ns() -> u64 {
     // SAFETY: May be called in any context but NMI.

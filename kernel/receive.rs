@@ -13,12 +13,13 @@ use kernel::prelude::*;
 use kernel::sync::{new_mutex, Arc, Mutex};
 
 use crate::compat::EOPNOTSUPP;
-use crate::engine::{Datagram, Engine, Outcome};
+use crate::engine::{Bytes, Datagram, Engine, Outcome};
 use crate::primitives::{monotonic_ns, BhGuard, BhLock, Timer, TimerOwner};
 use crate::ring::abi::{self, status, StreamCounters, LEGS_MAX};
 use crate::ring::header::Kind;
 use crate::ring::producer::Mode;
 use crate::ring::receive::Filter;
+use crate::source::train::Train;
 use crate::source::udp::{grace_period, Leg};
 use crate::stream::Shared;
 
@@ -175,6 +176,11 @@ impl Receive {
         self.filter.leaves(head)
     }
 
+    /// Whether there is any such RTP.
+    pub(crate) fn leaves_others(&self) -> bool {
+        self.filter.leave_others
+    }
+
     /// Whether packets are taken at present. What happens next is decided under the lock.
     pub(crate) fn is_running(&self) -> bool {
         self.shared.memory.live(status::STATE).load() == abi::STATE_RUNNING
@@ -185,18 +191,14 @@ impl Receive {
     /// # Safety
     ///
     /// The caller is in softirq, or has bottom halves off.
-    pub(crate) unsafe fn datagram(
-        &self,
-        datagram: &Datagram<'_>,
-        copy: impl FnOnce(&mut [u8]) -> bool,
-    ) -> Outcome {
+    pub(crate) unsafe fn datagram(&self, datagram: &Datagram, bytes: &mut impl Bytes) -> Outcome {
         let memory = &self.shared.memory;
         // SAFETY: As this function's own requirement.
         let mut engine = unsafe { self.engine.lock_in_softirq() };
         if !engine.is_running() {
             return Outcome::Left;
         }
-        let outcome = engine.datagram(memory, datagram, copy);
+        let outcome = engine.datagram(memory, datagram, bytes);
         let due_ns = if datagram.more {
             Some(engine.postpone(datagram.now_ns))
         } else {
@@ -204,6 +206,25 @@ impl Receive {
         };
         self.arm(&mut engine, due_ns);
         outcome
+    }
+
+    /// A train of packets of a leg, all of them RTP when it was taken, published together. `like` tells
+    /// what they have in common.
+    ///
+    /// # Safety
+    ///
+    /// The caller is in softirq, or has bottom halves off.
+    pub(crate) unsafe fn train(&self, train: &mut Train<'_>, like: &Datagram) -> Outcome {
+        let memory = &self.shared.memory;
+        // SAFETY: As this function's own requirement.
+        let mut engine = unsafe { self.engine.lock_in_softirq() };
+        if !engine.is_running() {
+            return Outcome::Left;
+        }
+        engine.train(memory, like, train);
+        let due_ns = engine.conclude(memory, &self.shared.waits, like.now_ns);
+        self.arm(&mut engine, due_ns);
+        Outcome::Taken
     }
 
     /// A packet of a leg that stays with the socket. In softirq.

@@ -6,12 +6,18 @@
 #include <linux/filter.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/mutex.h>
 #include <linux/net.h>
+#include <linux/netfilter.h>
+#include <linux/netfilter_ipv4.h>
+#include <linux/netfilter_ipv6.h>
 #include <linux/sched.h>
+#include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/udp.h>
 #include <linux/vmalloc.h>
 #include <linux/wait.h>
+#include <linux/workqueue.h>
 #include <net/ip.h>
 #include <net/ipv6.h>
 #include <net/sock.h>
@@ -139,23 +145,264 @@ void rtp_mgr_trace_wake(u64 stream, u32 reader, u64 head)
 
 static_assert(sizeof(struct rtp_mgr_arrival) == 56);
 
+static int rtp_mgr_udp_rcv(struct sock *sk, struct sk_buff *skb);
+
+/*
+ * Trains: packets that the network coalesced. The UDP code cuts a train up for a socket with an encap_rcv,
+ * which costs more than all the rest, unless the packet says that it was coalesced for a tunnel
+ * (udp_unexpected_gso()). So a hook at the end of netfilter's LOCAL_IN, right before the UDP code, says so of
+ * trains that adopted sockets are to have whole: those of RTP only, and only for sockets that take trains
+ * (UDP_GRO) and have no filter, which would see the train instead of its packets. It neither takes nor
+ * drops anything: everything else is as if it were not there. docs/decisions/0009 has the argument.
+ */
+
+/* What tells a train that may be whole from tunnels and fragment lists. */
+#define RTP_MGR_TRAIN_TYPES \
+	(SKB_GSO_UDP_L4 | SKB_GSO_FRAGLIST | SKB_GSO_UDP_TUNNEL | SKB_GSO_UDP_TUNNEL_CSUM)
+#define RTP_MGR_PORTS 64
+
+#ifdef CONFIG_NETFILTER
+/* The hooks of a network namespace, from the first train of a leg to that leg's end. */
+struct rtp_mgr_space {
+	struct list_head list;
+	struct net *net;
+	unsigned int users;
+	struct nf_hook_ops ops[2];
+	/* Watches by port; changed under rtp_mgr_spaces_lock, read under RCU. */
+	struct hlist_head ports[RTP_MGR_PORTS];
+};
+
+/* A leg's socket, as the hook sees it. */
+struct rtp_mgr_watch {
+	struct hlist_node node;
+	struct sock *sk;
+	struct rtp_mgr_space *space;
+	struct work_struct work;
+	unsigned long wanted;
+};
+
+static LIST_HEAD(rtp_mgr_spaces);
+static DEFINE_MUTEX(rtp_mgr_spaces_lock);
+
+static struct hlist_head *rtp_mgr_bucket(struct rtp_mgr_space *space, u16 port)
+{
+	return &space->ports[port % RTP_MGR_PORTS];
+}
+
+/* Does a socket want trains that come for this port, and none mind? */
+static bool rtp_mgr_port_takes_trains(struct rtp_mgr_space *space, u16 port)
+{
+	struct rtp_mgr_watch *watch;
+	bool takes = false;
+
+	hlist_for_each_entry_rcu(watch, rtp_mgr_bucket(space, port), node) {
+		struct sock *sk = watch->sk;
+		const void *of;
+
+		if (READ_ONCE(inet_sk(sk)->inet_num) != port ||
+		    READ_ONCE(udp_sk(sk)->encap_rcv) != rtp_mgr_udp_rcv)
+			continue;
+		if (rcu_access_pointer(sk->sk_filter))
+			return false;
+		of = rcu_dereference_sk_user_data(sk);
+		if (!of)
+			continue;
+		if (rtp_mgr_udp_leaves_others(of))
+			return false;
+		takes |= udp_test_bit(ACCEPT_L4, sk) && rtp_mgr_udp_is_running(of);
+	}
+	return takes;
+}
+
+static void rtp_mgr_mark_train(struct rtp_mgr_space *space, struct sk_buff *skb, u8 family)
+{
+	const struct skb_shared_info *info = skb_shinfo(skb);
+	u32 offset = skb_transport_offset(skb) + sizeof(struct udphdr);
+	u8 protocol = family == NFPROTO_IPV4 ? ip_hdr(skb)->protocol : ipv6_hdr(skb)->nexthdr;
+	struct udphdr bytes;
+	const struct udphdr *uh;
+	u32 len;
+
+	if (protocol != IPPROTO_UDP || skb->encapsulation || !skb_csum_unnecessary(skb) ||
+	    (info->gso_type & RTP_MGR_TRAIN_TYPES) != SKB_GSO_UDP_L4 || skb->len <= offset)
+		return;
+	uh = skb_header_pointer(skb, offset - sizeof(bytes), sizeof(bytes), &bytes);
+	len = skb->len - offset;
+	if (!uh || ntohs(uh->len) != len + sizeof(bytes) || !info->gso_size ||
+	    DIV_ROUND_UP(len, info->gso_size) > UDP_MAX_SEGMENTS)
+		return;
+	if (!rtp_mgr_port_takes_trains(space, ntohs(uh->dest)) ||
+	    !rtp_mgr_udp_is_rtp(skb, offset, len, info->gso_size))
+		return;
+	/* What tells of a train is shared with its copies, such as that of a packet socket. */
+	if (!skb_unclone(skb, GFP_ATOMIC))
+		skb_shinfo(skb)->gso_type |= SKB_GSO_UDP_TUNNEL;
+}
+
+static unsigned int rtp_mgr_local_in(void *space, struct sk_buff *skb,
+				     const struct nf_hook_state *state)
+{
+	if (unlikely(skb_is_gso(skb)))
+		rtp_mgr_mark_train(space, skb, state->pf);
+	return NF_ACCEPT;
+}
+
+/* The hooks of this namespace. NULL: they cannot be had. */
+static struct rtp_mgr_space *rtp_mgr_space_get(struct net *net)
+{
+	static const struct nf_hook_ops ops[] = {
+		{
+			.hook = rtp_mgr_local_in,
+			.pf = NFPROTO_IPV4,
+			.hooknum = NF_INET_LOCAL_IN,
+			.priority = NF_IP_PRI_LAST,
+		}, {
+			.hook = rtp_mgr_local_in,
+			.pf = NFPROTO_IPV6,
+			.hooknum = NF_INET_LOCAL_IN,
+			.priority = NF_IP6_PRI_LAST,
+		},
+	};
+	struct rtp_mgr_space *space;
+	int i;
+
+	list_for_each_entry(space, &rtp_mgr_spaces, list) {
+		if (space->net == net) {
+			space->users++;
+			return space;
+		}
+	}
+	space = kzalloc(sizeof(*space), GFP_KERNEL);
+	if (!space)
+		return NULL;
+	space->net = net;
+	space->users = 1;
+	for (i = 0; i < ARRAY_SIZE(ops); i++) {
+		space->ops[i] = ops[i];
+		space->ops[i].priv = space;
+	}
+	if (nf_register_net_hooks(net, space->ops, ARRAY_SIZE(ops))) {
+		/* Nobody has seen it: an array that fails is undone, but a packet may be on its way. */
+		synchronize_rcu();
+		kfree(space);
+		return NULL;
+	}
+	list_add(&space->list, &rtp_mgr_spaces);
+	return space;
+}
+
+static void rtp_mgr_watch_begin(struct work_struct *work)
+{
+	struct rtp_mgr_watch *watch = container_of(work, struct rtp_mgr_watch, work);
+
+	mutex_lock(&rtp_mgr_spaces_lock);
+	watch->space = rtp_mgr_space_get(sock_net(watch->sk));
+	if (watch->space)
+		hlist_add_head_rcu(&watch->node,
+				   rtp_mgr_bucket(watch->space, inet_sk(watch->sk)->inet_num));
+	mutex_unlock(&rtp_mgr_spaces_lock);
+}
+
+/*
+ * A socket to watch for trains once there are some: hooks cost each packet of the namespace something.
+ * Hooks, work items and lists have no Rust API. Process context.
+ */
+struct rtp_mgr_watch *rtp_mgr_watch_new(struct sock *sk)
+{
+	struct rtp_mgr_watch *watch = kzalloc(sizeof(*watch), GFP_KERNEL_ACCOUNT);
+
+	if (watch) {
+		watch->sk = sk;
+		INIT_WORK(&watch->work, rtp_mgr_watch_begin);
+	}
+	return watch;
+}
+
+/* Its socket is adopted no more, and no packet is on its way through it. Process context. */
+void rtp_mgr_watch_free(struct rtp_mgr_watch *watch)
+{
+	struct rtp_mgr_space *unused = NULL;
+
+	cancel_work_sync(&watch->work);
+	if (watch->space) {
+		mutex_lock(&rtp_mgr_spaces_lock);
+		hlist_del_rcu(&watch->node);
+		if (!--watch->space->users) {
+			unused = watch->space;
+			list_del(&unused->list);
+			nf_unregister_net_hooks(unused->net, unused->ops, ARRAY_SIZE(unused->ops));
+		}
+		mutex_unlock(&rtp_mgr_spaces_lock);
+		/* For packets that are in the hook. */
+		synchronize_rcu();
+	}
+	kfree(unused);
+	kfree(watch);
+}
+
+/* A train was cut up: from now on the hook is there, if the socket would have taken it. Softirq. */
+static void rtp_mgr_watch_want(struct rtp_mgr_watch *watch)
+{
+	if (!READ_ONCE(watch->wanted) && udp_test_bit(ACCEPT_L4, watch->sk) &&
+	    !test_and_set_bit(0, &watch->wanted))
+		schedule_work(&watch->work);
+}
+#else
+/* Without netfilter there is no hook, and all trains are cut up. */
+struct rtp_mgr_watch {
+	struct sock *sk;
+};
+
+struct rtp_mgr_watch *rtp_mgr_watch_new(struct sock *sk)
+{
+	return kzalloc(sizeof(struct rtp_mgr_watch), GFP_KERNEL_ACCOUNT);
+}
+
+void rtp_mgr_watch_free(struct rtp_mgr_watch *watch)
+{
+	kfree(watch);
+}
+
+static void rtp_mgr_watch_want(struct rtp_mgr_watch *watch)
+{
+}
+#endif
+
+/* Packets in what the network handed over. */
+static u32 rtp_mgr_packets(const struct sk_buff *skb)
+{
+	u32 len = skb->len - sizeof(struct udphdr);
+
+	return skb_is_gso(skb) ? DIV_ROUND_UP(len, skb_shinfo(skb)->gso_size) : 1;
+}
+
+/* A train that came whole. One that the hook did not mark is a tunnel's, or was on its way before. */
+static int rtp_mgr_udp_rcv_train(struct rtp_mgr_port *port, struct sock *sk, struct sk_buff *skb)
+{
+	if ((skb_shinfo(skb)->gso_type & RTP_MGR_TRAIN_TYPES) !=
+	    (SKB_GSO_UDP_L4 | SKB_GSO_UDP_TUNNEL) || skb->encapsulation)
+		return 1;
+	return rtp_mgr_udp_train(port, sk, skb, skb_shinfo(skb)->gso_size);
+}
+
 /*
  * The encap_rcv of adopted sockets: in softirq, under RCU, after the checksum and the policy check, before
  * the socket's filter. Its type is one of `struct udp_sock`, and finding the port is a macro.
  */
 static int rtp_mgr_udp_rcv(struct sock *sk, struct sk_buff *skb)
 {
-	void *port = rcu_dereference_sk_user_data(sk);
+	struct rtp_mgr_port *port = rcu_dereference_sk_user_data(sk);
 	u8 bytes[RTP_MGR_HEAD];
 	const u8 *head;
 	u32 len, part;
 
-	/*
-	 * Sockets with an encap_rcv get coalesced packets one by one (udp_unexpected_gso()). One that is
-	 * whole was on its way before the socket was adopted, or is another tunnel's: the socket's own.
-	 */
-	if (unlikely(!port || skb_is_gso(skb)))
+	if (unlikely(!port))
 		return 1;
+	if (skb_is_gso(skb))
+		return rtp_mgr_udp_rcv_train(port, sk, skb);
+	/* It was cut off a train. */
+	if (skb->next)
+		rtp_mgr_watch_want(port->watch);
 	len = skb->len - sizeof(struct udphdr);
 	part = min_t(u32, len, RTP_MGR_HEAD);
 	head = skb_header_pointer(skb, sizeof(struct udphdr), part, bytes);
@@ -240,7 +487,7 @@ bool rtp_mgr_udp_accept(struct sock *sk, struct sk_buff *skb, struct rtp_mgr_arr
 	const struct udphdr *uh = udp_hdr(skb);
 
 	if (unlikely(reason)) {
-		udp_drops_inc(sk);
+		sk_drops_add(sk, rtp_mgr_packets(skb));
 		sk_skb_reason_drop(sk, skb, reason);
 		return false;
 	}

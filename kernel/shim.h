@@ -44,6 +44,15 @@ struct rtp_mgr_arrival {
 /* Bytes of a packet that tell what it is. */
 #define RTP_MGR_HEAD 20
 
+struct rtp_mgr_watch;
+
+/* What the user data of an adopted socket begins with. The same in source/udp.rs. */
+struct rtp_mgr_port {
+	struct rtp_mgr_watch *watch;
+};
+
+struct rtp_mgr_watch *rtp_mgr_watch_new(struct sock *sk);
+void rtp_mgr_watch_free(struct rtp_mgr_watch *watch);
 int rtp_mgr_udp_check(struct sock *sk);
 int rtp_mgr_udp_adopt(struct sock *sk, void *port);
 void rtp_mgr_udp_release(struct sock *sk);
@@ -52,6 +61,10 @@ void rtp_mgr_udp_figures(struct sock *sk, u32 *drops, u32 *buffer);
 bool rtp_mgr_udp_accept(struct sock *sk, struct sk_buff *skb, struct rtp_mgr_arrival *arrival);
 
 /* In source/udp.rs. */
-int rtp_mgr_udp_packet(void *port, struct sock *sk, struct sk_buff *skb, const u8 *head, u32 len);
+int rtp_mgr_udp_packet(const void *port, struct sock *sk, struct sk_buff *skb, const u8 *head, u32 len);
+int rtp_mgr_udp_train(const void *port, struct sock *sk, struct sk_buff *skb, u32 size);
+bool rtp_mgr_udp_is_running(const void *port);
+bool rtp_mgr_udp_leaves_others(const void *port);
+bool rtp_mgr_udp_is_rtp(struct sk_buff *skb, u32 offset, u32 len, u32 size);
 
 #endif

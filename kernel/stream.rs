@@ -18,6 +18,7 @@
 //! | [`Stream::files`] | mutex; never with the one before | how many files there are, and of whom |
 //! | the legs', in [`Receive`] | mutex, never waited for | which sockets the stream has |
 //! | a socket's own | sleeps; in no softirq here | whose a socket's packets are |
+//! | the shim's, of namespaces | mutex; netfilter's own is taken in it | which namespaces have a hook, and for whom |
 //! | the engine's, in [`Receive`] | spin lock, bottom halves off | ring, counters, readers, source, when the timer is due |
 //! | the thread's, in [`Transmit`] | mutex | the thread being there or not |
 //! | the engine's, in [`Transmit`] | mutex | ring, counters, legs; a send may wait for memory |
@@ -34,6 +35,8 @@
 //! | mmap | process, mmap lock held | none |
 //! | timer | softirq | engine |
 //! | a packet of a leg | softirq, RCU; several CPUs at once | engine |
+//! | a train that may be a leg's | softirq, RCU; several CPUs at once | none |
+//! | the first train of a leg that was cut up | kernel worker | the shim's, of namespaces |
 //! | a transmit stream's thread | kernel thread, with the opener's credentials | engine, for a batch at a time |
 //! | space in a leg's socket | any, the socket's wait queue locked | the wait queue in which the thread sleeps |
 //!
@@ -61,6 +64,10 @@
 //! to the socket if the engine does not run. Of a train of packets that the network coalesced, the last
 //! one publishes; if that one does not come (its checksum may be wrong), the timer does. So
 //! what was placed is published when the lock is given back, or the timer is started.
+//!
+//! A train of nothing but RTP comes whole if the socket takes trains (shim.c tells how), and is published
+//! in the hold of the lock in which it was placed. The hook that this needs is in the socket's namespace from
+//! the first train on, and gone, an RCU grace period included, before the leg lets the socket go.
 //!
 //! # Stopping
 //!

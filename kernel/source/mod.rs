@@ -14,6 +14,7 @@ use crate::engine::Intake;
 #[cfg(rtp_mgr_example)]
 mod example;
 pub(crate) mod simulated;
+pub(crate) mod train;
 pub(crate) mod udp;
 
 /// Times between bursts that may be asked for.

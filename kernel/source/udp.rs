@@ -5,7 +5,9 @@
 //!
 //! A leg holds its socket's file, so the socket outlives it whatever user space closes. An adopted socket
 //! calls [`rtp_mgr_udp_packet`] for each datagram it would have received, in softirq, on several CPUs at
-//! once. RTP is taken; everything else stays with the socket.
+//! once. RTP is taken; everything else stays with the socket. Trains of RTP come whole, to
+//! [`rtp_mgr_udp_train`], where that makes no difference to anyone: shim.c, which asks here
+//! ([`rtp_mgr_udp_is_rtp`]), says when.
 //!
 //! # Lifetime
 //!
@@ -21,16 +23,15 @@ use kernel::bindings;
 use kernel::error::to_result;
 use kernel::prelude::*;
 
-use crate::engine::{Datagram, Outcome};
+use crate::engine::{Bytes, Datagram, Head, Outcome, HEAD};
 use crate::primitives::{monotonic_ns, realtime_of, tai_of};
 use crate::receive::Receive;
 use crate::ring::header::{self, Kind};
 use crate::ring::table::Flow;
+use crate::source::train::Train;
 
 /// Bytes of a UDP header.
-const UDP_HEADER: c_int = 8;
-/// Bytes of a packet that tell what it is: `RTP_MGR_HEAD` of shim.h.
-const HEAD: u32 = 20;
+const UDP_HEADER: u32 = 8;
 /// A time stamp older than this tells that the clock was set meanwhile.
 const AGE_MAX_NS: u64 = 1_000_000_000;
 
@@ -58,6 +59,8 @@ mod shim {
         pub(super) fn net_enable_timestamp();
         pub(super) fn net_disable_timestamp();
 
+        pub(super) fn rtp_mgr_watch_new(sk: *mut bindings::sock) -> *mut c_void;
+        pub(super) fn rtp_mgr_watch_free(watch: *mut c_void);
         pub(super) fn rtp_mgr_udp_check(sk: *mut bindings::sock) -> kernel::ffi::c_int;
         pub(super) fn rtp_mgr_udp_adopt(
             sk: *mut bindings::sock,
@@ -78,21 +81,68 @@ mod shim {
     }
 }
 
-/// What an adopted socket points to.
-#[repr(align(8))]
+/// What an adopted socket points to. Begins as `struct rtp_mgr_port` of shim.h.
+#[repr(C, align(8))]
 struct Port {
+    watch: Watch,
     receive: NonNull<Receive>,
     leg: u8,
 }
 
+/// What looks out for trains of a socket: `struct rtp_mgr_watch` of shim.c.
+#[repr(transparent)]
+struct Watch(NonNull<c_void>);
+
+impl Watch {
+    /// # Safety
+    ///
+    /// `sk` lives until this is dropped. By then it is not adopted, and no packet is on its way through it.
+    unsafe fn new(sk: *mut bindings::sock) -> Result<Self> {
+        // SAFETY: As this function's own requirement; process context.
+        NonNull::new(unsafe { shim::rtp_mgr_watch_new(sk) }).map(Self).ok_or(ENOMEM)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // SAFETY: It was made by `new`, with what that required. Process context.
+        unsafe { shim::rtp_mgr_watch_free(self.0.as_ptr()) };
+    }
+}
+
+/// A socket of a process, with a reference to its file.
+struct Socket(NonNull<bindings::socket>);
+
+impl Socket {
+    /// The one with number `fd` of this process.
+    fn of(fd: c_int) -> Result<Self> {
+        let mut error = 0;
+        // SAFETY: `error` is written when there is no socket.
+        let socket = NonNull::new(unsafe { bindings::sockfd_lookup(fd, &mut error) });
+        socket.map(Self).ok_or_else(|| Error::from_errno(error))
+    }
+
+    fn sock(&self) -> *mut bindings::sock {
+        // SAFETY: The socket's file is referenced, and an open socket keeps its `sock`.
+        unsafe { (*self.0.as_ptr()).sk }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // SAFETY: The reference was taken with it.
+        unsafe { bindings::fput((*self.0.as_ptr()).file) };
+    }
+}
+
 /// A socket that a stream has for a leg.
 pub(crate) struct Leg {
-    /// Its file is ours to put.
-    socket: NonNull<bindings::socket>,
     port: KBox<Port>,
     adopted: bool,
     /// The socket points to the port: it is adopted, or was and is not [forgotten](Self::forget) yet.
     pointed: bool,
+    // Last: the port's watch looks at it.
+    socket: Socket,
 }
 
 // SAFETY: The socket has locks of its own and its file is referenced; the port is only read.
@@ -116,24 +166,21 @@ impl Leg {
     ///
     /// `receive` lives until this is dropped.
     pub(crate) unsafe fn new(receive: NonNull<Receive>, fd: c_int, leg: u8) -> Result<Self> {
-        let port = KBox::new(Port { receive, leg }, GFP_KERNEL_ACCOUNT)?;
-        let mut error = 0;
-        // SAFETY: `error` is written when there is no socket.
-        let socket = NonNull::new(unsafe { bindings::sockfd_lookup(fd, &mut error) });
-        let socket = socket.ok_or_else(|| Error::from_errno(error))?;
+        let socket = Socket::of(fd)?;
+        // SAFETY: Asks about the socket, which is referenced.
+        to_result(unsafe { shim::rtp_mgr_udp_check(socket.sock()) })?;
+        // SAFETY: A leg drops its port before its socket, after that was released and forgotten.
+        let watch = unsafe { Watch::new(socket.sock())? };
+        let port = KBox::new(Port { watch, receive, leg }, GFP_KERNEL_ACCOUNT)?;
         // Has the network stack stamp packets while there is a leg: not only while it is adopted, since
         // it means patching the kernel's code. Undone by dropping the leg.
         // SAFETY: Process context.
         unsafe { shim::net_enable_timestamp() };
-        let leg = Self { socket, port, adopted: false, pointed: false };
-        // SAFETY: Asks about the socket, which is referenced.
-        to_result(unsafe { shim::rtp_mgr_udp_check(leg.sock()) })?;
-        Ok(leg)
+        Ok(Self { port, adopted: false, pointed: false, socket })
     }
 
     fn sock(&self) -> *mut bindings::sock {
-        // SAFETY: The socket's file is referenced, and an open socket keeps its `sock`.
-        unsafe { (*self.socket.as_ptr()).sk }
+        self.socket.sock()
     }
 
     fn port(&self) -> *mut c_void {
@@ -187,11 +234,8 @@ impl Drop for Leg {
             grace_period();
         }
         self.forget();
-        // SAFETY: The reference was taken with the leg; nothing uses the socket any more.
-        unsafe {
-            shim::net_disable_timestamp();
-            bindings::fput((*self.socket.as_ptr()).file);
-        }
+        // SAFETY: It was enabled with the leg.
+        unsafe { shim::net_disable_timestamp() };
     }
 }
 
@@ -230,54 +274,119 @@ unsafe extern "C" fn rtp_mgr_udp_packet(
     head: *const u8,
     len: u32,
 ) -> c_int {
-    // SAFETY: Port and stream stay for a grace period after the port was taken from the socket.
-    let (receive, leg) = unsafe {
-        let port = &*port.cast::<Port>();
-        (port.receive.as_ref(), port.leg)
-    };
     // SAFETY: As this function's own requirement.
-    let head = unsafe { core::slice::from_raw_parts(head, len.min(HEAD) as usize) };
-    let kind = header::classify(head);
-    if kind != Kind::Rtp || receive.leaves(head) {
+    let port = unsafe { Port::of(port) };
+    let receive = port.receive();
+    // SAFETY: As this function's own requirement.
+    let bytes = unsafe { core::slice::from_raw_parts(head, (len as usize).min(HEAD)) };
+    let kind = header::classify(bytes);
+    if kind != Kind::Rtp || receive.leaves(bytes) {
         receive.passed(kind);
         return 1;
     }
-    if !receive.is_running() {
-        return 1;
-    }
-    let mut arrival = Arrival::default();
-    // SAFETY: Socket and packet are those of this call; a packet that is refused is gone.
-    if !unsafe { shim::rtp_mgr_udp_accept(sk, skb, &mut arrival) } {
-        return 0;
-    }
-    let head = head.get(..arrival.len.min(HEAD) as usize).unwrap_or(head);
-    let now_ns = monotonic_ns();
-    let (arrival_ns, time_ns) = times(arrival.time_ns, now_ns);
-    let datagram = Datagram {
-        leg,
-        head,
-        len: arrival.len,
-        more: arrival.more != 0,
-        stamp_ns: arrival.time_ns,
-        now_ns,
-        arrival_ns,
-        time_ns,
-        flow: Flow {
-            family: arrival.family as u8,
-            source: arrival.source,
-            destination: arrival.destination,
-            source_port: arrival.source_port,
-            destination_port: arrival.destination_port,
-        },
-    };
-    let copy = |to: &mut [u8]| {
-        // SAFETY: `to` is writable memory of that length; the packet is ours.
-        unsafe {
-            bindings::skb_copy_bits(skb, UDP_HEADER, to.as_mut_ptr().cast(), to.len() as c_int) == 0
-        }
-    };
+    let Some(packet) = NonNull::new(skb).filter(|_| receive.is_running()) else { return 1 };
+    // SAFETY: Socket and packet are those of this call.
+    let Some(datagram) = (unsafe { port.accept(sk, skb) }) else { return 0 };
+    let head = bytes.get(..datagram.len as usize).unwrap_or(bytes);
+    let mut single = Single { head, skb: packet };
     // SAFETY: The UDP code calls encap_rcv in softirq.
-    let outcome = unsafe { receive.datagram(&datagram, copy) };
+    let outcome = unsafe { receive.datagram(&datagram, &mut single) };
+    // SAFETY: The packet is that of this call.
+    unsafe { answer(outcome, skb) }
+}
+
+/// A train of RTP of `size` bytes each for an adopted socket: what encap_rcv answers, as above.
+///
+/// # Safety
+///
+/// Called by the shim's encap_rcv, with the port that `sk` points to, in the RCU section in which it was
+/// read.
+#[no_mangle]
+unsafe extern "C" fn rtp_mgr_udp_train(
+    port: *const c_void,
+    sk: *mut bindings::sock,
+    skb: *mut bindings::sk_buff,
+    size: u32,
+) -> c_int {
+    // SAFETY: As this function's own requirement.
+    let port = unsafe { Port::of(port) };
+    let receive = port.receive();
+    let Some(packet) = NonNull::new(skb).filter(|_| receive.is_running()) else { return 1 };
+    // SAFETY: Socket and packet are those of this call.
+    let Some(like) = (unsafe { port.accept(sk, skb) }) else { return 0 };
+    // SAFETY: The packet is ours until this returns.
+    let mut train = unsafe { Train::new(packet, UDP_HEADER, like.len, size) };
+    // SAFETY: The UDP code calls encap_rcv in softirq.
+    let outcome = unsafe { receive.train(&mut train, &like) };
+    drop(train);
+    // SAFETY: The packet is that of this call.
+    unsafe { answer(outcome, skb) }
+}
+
+/// Whether the stream of an adopted socket takes packets.
+///
+/// # Safety
+///
+/// Called by the shim with the port of an adopted socket, in the RCU section in which it was read.
+#[no_mangle]
+unsafe extern "C" fn rtp_mgr_udp_is_running(port: *const c_void) -> bool {
+    // SAFETY: As this function's own requirement.
+    unsafe { Port::of(port) }.receive().is_running()
+}
+
+/// Whether the stream of an adopted socket leaves RTP of others to it: a train may hold both.
+///
+/// # Safety
+///
+/// As [`rtp_mgr_udp_is_running`].
+#[no_mangle]
+unsafe extern "C" fn rtp_mgr_udp_leaves_others(port: *const c_void) -> bool {
+    // SAFETY: As this function's own requirement.
+    unsafe { Port::of(port) }.receive().leaves_others()
+}
+
+/// Whether all packets of a train are RTP: `len` bytes from `offset` on, in packets of `size` bytes.
+///
+/// # Safety
+///
+/// Called by the shim with a packet that is its own.
+#[no_mangle]
+unsafe extern "C" fn rtp_mgr_udp_is_rtp(
+    skb: *mut bindings::sk_buff,
+    offset: u32,
+    len: u32,
+    size: u32,
+) -> bool {
+    let Some(skb) = NonNull::new(skb) else { return false };
+    // SAFETY: As this function's own requirement.
+    unsafe { Train::new(skb, offset, len, size) }.is_rtp()
+}
+
+/// The bytes of a packet that came by itself, or was cut off a train.
+struct Single<'a> {
+    head: &'a [u8],
+    /// It is ours while this lives.
+    skb: NonNull<bindings::sk_buff>,
+}
+
+impl Bytes for Single<'_> {
+    fn head(&mut self) -> Head {
+        Head::of(self.head)
+    }
+
+    fn copy(&mut self, to: &mut [u8]) -> bool {
+        let len = to.len() as u32;
+        // SAFETY: The packet is ours while this lives.
+        unsafe { Train::new(self.skb, UDP_HEADER, len, len) }.copy_next(to)
+    }
+}
+
+/// What encap_rcv answers for a packet of which this became. One that was taken is freed.
+///
+/// # Safety
+///
+/// `skb` is the packet that encap_rcv was called with, and is not used any more if it was taken.
+unsafe fn answer(outcome: Outcome, skb: *mut bindings::sk_buff) -> c_int {
     match outcome {
         Outcome::Taken => {
             // SAFETY: encap_rcv answers that the packet is taken: it is ours to free.
@@ -285,6 +394,56 @@ unsafe extern "C" fn rtp_mgr_udp_packet(
             0
         }
         Outcome::Left => 1,
+    }
+}
+
+impl Port {
+    /// # Safety
+    ///
+    /// `port` was read from an adopted socket, in an RCU section that ends after `'a`.
+    unsafe fn of<'a>(port: *const c_void) -> &'a Self {
+        // SAFETY: The port stays for a grace period after it was taken from the socket.
+        unsafe { &*port.cast::<Self>() }
+    }
+
+    fn receive(&self) -> &Receive {
+        // SAFETY: The stream lives as long as its legs, and so as their ports.
+        unsafe { self.receive.as_ref() }
+    }
+
+    /// Whether the socket accepts a packet, and what it then tells of itself. One that it refuses is gone.
+    ///
+    /// # Safety
+    ///
+    /// `sk` was called with `skb`, and this is its port.
+    unsafe fn accept(
+        &self,
+        sk: *mut bindings::sock,
+        skb: *mut bindings::sk_buff,
+    ) -> Option<Datagram> {
+        let mut arrival = Arrival::default();
+        // SAFETY: As this function's own requirement.
+        if !unsafe { shim::rtp_mgr_udp_accept(sk, skb, &mut arrival) } {
+            return None;
+        }
+        let now_ns = monotonic_ns();
+        let (arrival_ns, time_ns) = times(arrival.time_ns, now_ns);
+        Some(Datagram {
+            leg: self.leg,
+            len: arrival.len,
+            more: arrival.more != 0,
+            stamp_ns: arrival.time_ns,
+            now_ns,
+            arrival_ns,
+            time_ns,
+            flow: Flow {
+                family: arrival.family as u8,
+                source: arrival.source,
+                destination: arrival.destination,
+                source_port: arrival.source_port,
+                destination_port: arrival.destination_port,
+            },
+        })
     }
 }
 

@@ -14,7 +14,7 @@
 
 use super::abi::flag;
 use super::follow::{Candidate, Held, SILENCE_NS};
-use super::receive::{add, bump, seen, Memory, Place, ReceiveCore, Run, Verdict};
+use super::receive::{add, bump, seen, Memory, Packet, Place, ReceiveCore, Run, Verdict};
 use super::source::{Step, MAX_DROPOUT};
 use super::staging::{distance, Placement};
 use super::table::Key;
@@ -84,6 +84,18 @@ impl<M: Memory> ReceiveCore<M> {
         leg.source = at;
         let (entry, changed) = self.table.touch(at)?;
         Some(entry.observe(&seen(held), misorder, changed))
+    }
+
+    /// Whether `packet` is of the followed source, on a leg in the stream's sequence, and there is no
+    /// other source to think of.
+    #[inline]
+    pub(super) fn follows(&self, packet: &Packet, ssrc: u32) -> bool {
+        let leg = self.legs.get(usize::from(packet.leg));
+        self.followed == Some(ssrc)
+            && self.candidate.is_none()
+            && self.hold.is_empty()
+            && self.bye.is_none()
+            && leg.is_some_and(|leg| leg.place == Place::Current && leg.flow == Some(packet.flow))
     }
 
     /// Nothing is missing, waits or is held, and there is no other leg.

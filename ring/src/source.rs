@@ -395,6 +395,21 @@ impl Source {
         step
     }
 
+    /// Whether this is the number after the highest, with nothing else to decide: then
+    /// [`observe_next`](Self::observe_next) does.
+    #[inline]
+    pub(super) const fn is_next(&self, sequence: u16) -> bool {
+        self.started && !self.has_stray() && sequence == (self.highest as u16).wrapping_add(1)
+    }
+
+    /// [`observe`](Self::observe) of such a packet. Returns its extended sequence number.
+    #[inline]
+    pub(super) fn observe_next(&mut self, seen: &Seen) -> u64 {
+        self.advance(seen, 1);
+        self.count(seen, true);
+        self.highest
+    }
+
     /// The figures, with `clock_rate` in its place and everything that identifies the source zero.
     pub fn figures(&self) -> SourceFigures {
         SourceFigures {
@@ -450,6 +465,7 @@ impl Source {
     }
 
     /// Counts a packet that belongs to the run.
+    #[inline]
     fn count(&mut self, seen: &Seen, unique: bool) {
         self.received = self.received.wrapping_add(1);
         if unique {
@@ -519,6 +535,7 @@ impl Source {
     }
 
     /// A packet ahead of the highest.
+    #[inline]
     fn advance(&mut self, seen: &Seen, ahead: u64) -> Step {
         let ext = self.highest.wrapping_add(ahead);
         if ahead == 1 {
@@ -737,6 +754,45 @@ mod tests {
     use std::vec::Vec;
 
     const MS: u64 = 1_000_000;
+
+    proptest! {
+        #[test]
+        fn the_short_way_of_the_next_packet_leaves_what_the_long_one_does(
+            rate in prop_oneof![Just(0_u32), Just(90_000)],
+            packets in prop::collection::vec(
+                (prop_oneof![8 => Just(1_u16), 1 => 0..5_u16, 1 => any::<u16>()], 0..900_u32, 0..3 * MS, 0..20_u8),
+                1..300,
+            ),
+        ) {
+            let (mut long, mut short) = (Source::new(rate), Source::new(rate));
+            let mut seen = Seen {
+                sequence: 0,
+                timestamp: 0,
+                arrival_ns: MS,
+                payload_len: 0,
+                payload_type: 0,
+                marker: false,
+            };
+            let mut next = 0_u32;
+            for (step, ticks, passed_ns, kind) in packets {
+                seen.sequence = seen.sequence.wrapping_add(step);
+                seen.timestamp = seen.timestamp.wrapping_add(ticks);
+                seen.arrival_ns += passed_ns;
+                seen.payload_len = 100 + u32::from(kind);
+                (seen.payload_type, seen.marker) = (12 + kind % 4, kind == 7);
+                let step = long.observe(&seen, 100);
+                if short.is_next(seen.sequence) {
+                    next += 1;
+                    let ext = short.observe_next(&seen);
+                    prop_assert_eq!(step, Step::Next { ext });
+                } else {
+                    prop_assert_eq!(step, short.observe(&seen, 100));
+                }
+                prop_assert_eq!(format!("{short:?}"), format!("{long:?}"));
+            }
+            prop_assume!(next > 0);
+        }
+    }
 
     /// A sender of one packet every `period_ns`: number `index` of its life, counted from a random
     /// start, with the timestamp that its clock rate gives.

@@ -413,6 +413,53 @@ where
         news
     }
 
+    /// Whether a packet that takes the next position of a ring of one leg needs nothing but what
+    /// [`append_plainly`](Self::append_plainly) does: nothing waits or was dropped, and there is room.
+    #[inline]
+    pub(super) fn is_plain(&self, limit: Option<u64>) -> bool {
+        let position = self.claim();
+        self.is_settled()
+            && self.dropped == 0
+            && !self.overflow
+            && self.legs == 1
+            && limit.is_none_or(|limit| distance(limit, position) > 0)
+    }
+
+    /// Whether the next position is that of `sequence`.
+    #[inline]
+    pub(super) fn is_next(&self, sequence: u64) -> bool {
+        self.epoch.is_some_and(|epoch| sequence.wrapping_add(epoch.offset) == self.claim())
+    }
+
+    /// [`append`](Self::append), or [`place`](Self::place) at the next position, where
+    /// [`is_plain`](Self::is_plain).
+    #[inline]
+    pub(super) fn append_plainly(
+        &mut self,
+        view: &RingView<'_>,
+        descriptor: &Descriptor,
+        arrival_ns: u64,
+    ) {
+        let position = self.claim();
+        let Some(entry) = self.entry(position) else { return };
+        let present = Entry {
+            time_ns: arrival_ns,
+            slot: descriptor.slot,
+            state: State::Present,
+            legs: 1_u8.wrapping_shl(u32::from(descriptor.leg)),
+            alone: false,
+        };
+        let old = core::mem::replace(entry, present);
+        if old.slot != NO_SLOT {
+            self.free.push(old.slot);
+        }
+        self.producer.claim_up_to(view, position);
+        self.producer.write(view, position, descriptor);
+        self.tally.published = self.tally.published.wrapping_add(1);
+        self.time_ns = descriptor.time_ns;
+        self.head = position.wrapping_add(1);
+    }
+
     /// Places a packet of a ring in arrival order. `limit` is the first position that may not be
     /// written.
     pub fn append(

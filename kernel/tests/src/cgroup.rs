@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::udp::until;
+use crate::sockets::until;
 
 /// A control group that this process is in, until it is dropped.
 #[derive(Debug)]

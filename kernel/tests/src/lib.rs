@@ -10,8 +10,8 @@ pub mod cgroup;
 pub mod dummy;
 pub mod namespace;
 pub mod random;
+pub mod sockets;
 pub mod transmit;
-pub mod udp;
 
 use std::fs::File;
 use std::io;

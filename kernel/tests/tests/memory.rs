@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use libc::{PROT_EXEC, PROT_READ, PROT_WRITE};
 use rtp_mgr_kernel_tests::cgroup::Group;
-use rtp_mgr_kernel_tests::udp::until;
+use rtp_mgr_kernel_tests::sockets::until;
 use rtp_mgr_kernel_tests::{Device, Mapping, Reader, errno, header_of, owned};
 use rtp_mgr_ring::abi::{Header, PAGE, READERS_MAX, ioctl};
 

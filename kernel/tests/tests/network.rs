@@ -11,10 +11,10 @@ use std::process::{Child, Command, Stdio};
 
 use rtp_mgr_kernel_tests::books::assert_receive_books;
 use rtp_mgr_kernel_tests::namespace::Namespace;
-use rtp_mgr_kernel_tests::transmit::{Writer, request};
-use rtp_mgr_kernel_tests::udp::{
+use rtp_mgr_kernel_tests::sockets::{
     LIMIT, SSRC, bound, drain, option, rtp, rtp_of, running, sequences, until,
 };
+use rtp_mgr_kernel_tests::transmit::{Writer, request};
 use rtp_mgr_ring::abi::{self, ioctl};
 use rtp_mgr_ring::header;
 

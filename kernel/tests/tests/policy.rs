@@ -10,10 +10,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use rtp_mgr_kernel_tests::cgroup::Group;
 use rtp_mgr_kernel_tests::namespace::Namespace;
-use rtp_mgr_kernel_tests::transmit::{Writer, request};
-use rtp_mgr_kernel_tests::udp::{
+use rtp_mgr_kernel_tests::sockets::{
     LIMIT, bound, drain, local, option, raw_address, rtp, running, sender, sequences, shared,
 };
+use rtp_mgr_kernel_tests::transmit::{Writer, request};
 use rtp_mgr_ring::abi::ioctl;
 
 /// The IPv4 and IPv6 addresses of the senders, the first of which is wanted, and of the group.

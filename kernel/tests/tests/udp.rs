@@ -4,8 +4,7 @@
 #![allow(unsafe_code)] // Socket options, namespaces, fork.
 
 use std::collections::BTreeSet;
-use std::io::{self, ErrorKind};
-use std::mem::size_of_val;
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,15 +12,13 @@ use std::time::{Duration, Instant};
 
 use rtp_mgr_kernel_tests::books::assert_receive_books as assert_books;
 use rtp_mgr_kernel_tests::random::Random;
-use rtp_mgr_kernel_tests::udp::{
-    LIMIT, SSRC, bound, drain, local, option, ordered, rtp, rtp_of, running, sender, sequences,
-    shared, until,
+use rtp_mgr_kernel_tests::sockets::{
+    LIMIT, MS, SSRC, attach_filter, bound, drain, in_namespace, local, new_namespace, option,
+    ordered, pin, rtp, rtp_of, running, sender, sequences, shared, until,
 };
-use rtp_mgr_kernel_tests::{Device, Item, Reader, errno};
+use rtp_mgr_kernel_tests::{Device, Reader, errno};
 use rtp_mgr_ring::abi::{self, StreamCounters, flag, ioctl};
 use rtp_mgr_ring::header::{self, Kind};
-
-const MS: u64 = 1_000_000;
 
 /// What of the counters does not depend on when and how often things were looked at.
 fn figures(counters: StreamCounters) -> StreamCounters {
@@ -33,35 +30,6 @@ fn tai_ns() -> u64 {
     // SAFETY: `now` is written.
     unsafe { libc::clock_gettime(libc::CLOCK_TAI, &mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
-/// Runs `act` in a network namespace of its own, with the loopback interface up.
-fn in_namespace(mtu: i32, act: impl FnOnce() + Send) {
-    std::thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                new_namespace(mtu);
-                act();
-            })
-            .join()
-            .unwrap();
-    });
-}
-
-fn new_namespace(mtu: i32) {
-    // SAFETY: Changes this thread only.
-    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-    // SAFETY: A request is plain numbers.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
-    request.ifr_ifru.ifru_mtu = mtu;
-    // SAFETY: Requests with a name and a value.
-    unsafe {
-        assert_eq!(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFMTU as _, &request), 0);
-        request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
-        assert_eq!(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request), 0);
-    }
 }
 
 #[test]
@@ -162,7 +130,20 @@ fn what_is_not_rtp_stays_with_the_socket() {
 
 #[test]
 fn rtp_of_others_stays_with_the_socket_if_it_is_asked_to() {
+    // With UDP_GRO a train may come whole, and is none of one stream's.
+    for coalesced in [0, 1] {
+        leave_others(coalesced);
+    }
+    // Of whom, if nobody was named?
+    for flags in [ioctl::CREATE_LEAVE_OTHERS, ioctl::CREATE_LEAVE_OTHERS | ioctl::CREATE_ORDERED] {
+        let request = ioctl::Create { flags, ..Default::default() };
+        assert_eq!(errno(Device::open().unwrap().create_udp(request)), libc::EINVAL);
+    }
+}
+
+fn leave_others(coalesced: i32) {
     let socket = local();
+    option(&socket, libc::SOL_UDP, libc::UDP_GRO, &coalesced).unwrap();
     let named = ioctl::CREATE_SSRC | ioctl::CREATE_PAYLOAD_TYPE;
     let request = ioctl::Create {
         flags: named | ioctl::CREATE_LEAVE_OTHERS,
@@ -197,17 +178,17 @@ fn rtp_of_others_stays_with_the_socket_if_it_is_asked_to() {
     assert_eq!((counters.received, counters.dropped_filtered), (13, 0));
     assert_eq!(counters.sources, 1);
 
-    // Of whom, if nobody was named?
-    for flags in [ioctl::CREATE_LEAVE_OTHERS, ioctl::CREATE_LEAVE_OTHERS | ioctl::CREATE_ORDERED] {
-        let request = ioctl::Create { flags, ..Default::default() };
-        assert_eq!(errno(Device::open().unwrap().create_udp(request)), libc::EINVAL);
+    // Now that there was one, the module looks out for trains.
+    let train: Vec<_> =
+        [7, 7, SSRC, 7].into_iter().zip(14..).map(|(s, n)| rtp_of(s, n, 200)).collect();
+    for round in 0..20 {
+        from.send(&train.concat()).unwrap();
+        until("the train", || reader.counters().passed_other == 22 + 3 * (round + 1));
+        assert_eq!(drain(&socket), [0, 1, 3].map(|at| train[at].clone()));
     }
-}
-
-/// Attaches a classic filter.
-fn attach_filter(socket: &UdpSocket, code: &mut [libc::sock_filter]) {
-    let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
-    option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program).unwrap();
+    let counters = reader.device.stats().unwrap().1;
+    assert_books(&counters);
+    assert_eq!((counters.unique, counters.duplicate, counters.sources), (14, 19, 1));
 }
 
 #[test]
@@ -422,15 +403,6 @@ fn a_socket_that_its_user_closes_goes_on_and_one_made_a_tunnel_is_left_as_it_is(
         libc::getsockopt(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_ENCAP, value, &mut len);
     }
     assert_eq!(value, 3, "what its user made of it");
-}
-
-fn pin(cpu: usize) {
-    // SAFETY: A set of CPUs for this thread.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
-        libc::sched_setaffinity(0, size_of_val(&set), &set);
-    }
 }
 
 #[test]

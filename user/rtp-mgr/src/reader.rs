@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rtp_mgr_ring::abi::{Descriptor, ReaderStatus, SOURCE_NONE, flag};
 use rtp_mgr_ring::reader::{Available, Cursor};
+use rtp_mgr_ring::view::RingView;
 
 use crate::clock::monotonic_ns;
 use crate::engine::ReceiveEngine;
@@ -398,7 +399,7 @@ impl<W: Wake> RingReader<W> {
             Access::Copy(_) => (self.cursor.next().wrapping_sub(self.positions), 0),
         };
         Batch {
-            region: &self.region,
+            ring: self.region.ring(),
             access: &self.access,
             first,
             positions: self.positions,
@@ -447,7 +448,7 @@ impl Copies {
 /// Some positions of the ring, in order. Dropping it releases them.
 #[derive(Debug)]
 pub struct Batch<'a> {
-    region: &'a Region,
+    ring: RingView<'a>,
     access: &'a Access,
     first: u64,
     positions: u64,
@@ -495,10 +496,11 @@ impl Batch<'_> {
         drop(self.release);
     }
 
+    #[inline]
     fn load(&self, at: u64) -> (Descriptor, &[u8]) {
         match self.access {
             Access::Borrow(window) => {
-                let descriptor = self.region.ring().load(self.first.wrapping_add(at));
+                let descriptor = self.ring.load(self.first.wrapping_add(at));
                 let len = if descriptor.has(flag::LOST) { 0 } else { descriptor.len };
                 (descriptor, window.bytes(descriptor.slot, len))
             }
@@ -533,6 +535,7 @@ pub struct Items<'b> {
 impl<'b> Iterator for Items<'b> {
     type Item = Item<'b>;
 
+    #[inline]
     fn next(&mut self) -> Option<Item<'b>> {
         if self.lapped > 0 {
             let count = std::mem::take(&mut self.lapped);

@@ -89,7 +89,9 @@ impl KernelReceive {
         ring_order: u8,
     ) -> Result<Opened, Error> {
         let mut warnings = Vec::new();
-        let legs = open_legs(config, false, &mut warnings)?;
+        // Has network devices coalesce packets, and the module take them whole.
+        let gro = config.gro && !config.exact_times;
+        let legs = open_legs(config, gro, &mut warnings)?;
         let local = legs.iter().map(|leg| leg.rtp.local_addr()).collect();
         let mut request = request(config, ring_order);
         device.create(&mut request).map_err(refused("make a stream"))?;

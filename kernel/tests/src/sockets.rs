@@ -1,4 +1,4 @@
-//! UDP sockets and streams with such legs.
+//! UDP sockets, packets for them and streams that have them: what the tests of legs share.
 
 use std::io::{self, ErrorKind};
 use std::mem::size_of_val;
@@ -11,12 +11,15 @@ use rtp_mgr_ring::header;
 
 use crate::{Item, Reader};
 
-/// For what takes no time worth mentioning on an idle machine.
+/// How long anything may take.
 pub const LIMIT: Duration = Duration::from_secs(30);
-/// The usual source.
+/// Nanoseconds of a millisecond.
+pub const MS: u64 = 1_000_000;
+/// The usual sender.
 pub const SSRC: u32 = 0x1234_5678;
 
-/// Waits until it is done.
+/// Waits until `done`, or panics after [`LIMIT`].
+#[track_caller]
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !done() {
@@ -25,7 +28,7 @@ pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// A packet of RTP of a source, payload type 96, `len` bytes that tell it from its neighbours.
+/// A packet of `len` bytes.
 pub fn rtp_of(ssrc: u32, sequence: u16, len: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> = (0..len).map(|at| (at as u8) ^ sequence as u8).collect();
     header::build(&mut bytes, false, 96, sequence, u32::from(sequence) * 160, ssrc)
@@ -33,12 +36,12 @@ pub fn rtp_of(ssrc: u32, sequence: u16, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// The same of [`SSRC`], of a length of its own.
+/// A packet of the usual sender, with a length of its own.
 pub fn rtp(sequence: u16) -> Vec<u8> {
     rtp_of(SSRC, sequence, 12 + usize::from(sequence % 500))
 }
 
-/// Sets an option.
+/// Sets a socket option.
 pub fn option<T>(socket: &impl AsRawFd, level: i32, name: i32, value: &T) -> io::Result<()> {
     // SAFETY: A value of plain numbers and its length.
     match unsafe {
@@ -55,14 +58,14 @@ pub fn option<T>(socket: &impl AsRawFd, level: i32, name: i32, value: &T) -> io:
     }
 }
 
-/// A socket that never waits.
+/// A socket that does not block.
 pub fn bound(address: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind(address).unwrap();
     socket.set_nonblocking(true).unwrap();
     socket
 }
 
-/// The same on the loopback interface.
+/// One on the loopback address.
 pub fn local() -> UdpSocket {
     bound((Ipv4Addr::LOCALHOST, 0).into())
 }
@@ -124,7 +127,7 @@ pub fn drain(socket: &UdpSocket) -> Vec<Vec<u8>> {
     }
 }
 
-/// A socket connected to `to`, on the same machine.
+/// A socket that sends to `to`.
 pub fn sender(to: &UdpSocket) -> UdpSocket {
     let to = to.local_addr().unwrap();
     let from: SocketAddr = if to.is_ipv4() {
@@ -145,12 +148,58 @@ pub fn running(request: ioctl::Create, socket: &UdpSocket) -> Reader {
     reader
 }
 
-/// In sequence order.
+/// An ordered stream.
 pub fn ordered(reorder_ns: u64) -> ioctl::Create {
     ioctl::Create { flags: ioctl::CREATE_ORDERED, reorder_ns, ..Default::default() }
 }
 
-/// Sequence numbers of the packets.
+/// The sequence numbers of what was read.
 pub fn sequences(items: &[Item]) -> Vec<u16> {
     items.iter().map(|item| item.descriptor.sequence as u16).collect()
+}
+
+/// Runs `act` in a network namespace of its own, with the loopback interface up.
+pub fn in_namespace(mtu: i32, act: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                new_namespace(mtu);
+                act();
+            })
+            .join()
+            .unwrap();
+    });
+}
+
+/// Gives this thread a network namespace of its own, with the loopback interface up.
+pub fn new_namespace(mtu: i32) {
+    // SAFETY: Changes this thread only.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    // SAFETY: A request is plain numbers.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
+    request.ifr_ifru.ifru_mtu = mtu;
+    // SAFETY: Requests with a name and a value.
+    unsafe {
+        assert_eq!(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFMTU as _, &request), 0);
+        request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
+        assert_eq!(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request), 0);
+    }
+}
+
+/// Attaches a classic filter.
+pub fn attach_filter(socket: &UdpSocket, code: &mut [libc::sock_filter]) {
+    let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
+    option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program).unwrap();
+}
+
+/// Has this thread run on one CPU.
+pub fn pin(cpu: usize) {
+    // SAFETY: A set of CPUs for this thread.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &set);
+    }
 }

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+
+//! The packets of a train: of one buffer of the network stack that holds several datagrams.
+//!
+//! What lives here: finding and copying them. What does not: who takes them ([`crate::receive`]), and
+//! when a train comes whole (shim.c).
+//!
+//! The bytes may lie in pages that their sender can still write (those of sendfile(2) and vmsplice(2)): what
+//! was looked at here may have changed when it is copied.
+
+use core::marker::PhantomData;
+use core::ptr::NonNull;
+
+use kernel::bindings;
+use kernel::prelude::*;
+
+use crate::engine::{Bytes, Head, HEAD};
+use crate::primitives::copy_bytes;
+use crate::ring::header::{self, Kind, FIXED_LEN};
+
+/// Reads a train from front to back.
+pub(crate) struct Train<'a> {
+    skb: NonNull<bindings::sk_buff>,
+    state: bindings::skb_seq_state,
+    /// Bytes before the first packet.
+    offset: u32,
+    /// Bytes of all packets.
+    len: u32,
+    /// Bytes of each packet but the last, which may be shorter.
+    size: u32,
+    /// Bytes that were read or passed over.
+    at: u32,
+    /// Where the packet begins that comes next.
+    next: u32,
+    /// What of the buffer is at hand: bytes from `at` on.
+    block: *const u8,
+    left: u32,
+    _buffer: PhantomData<&'a mut bindings::sk_buff>,
+}
+
+impl Train<'_> {
+    /// The `len` bytes from `offset` on, in packets of `size` bytes.
+    ///
+    /// # Safety
+    ///
+    /// `skb` lives and is not changed by anybody while this lives; it is no longer than it says.
+    pub(crate) unsafe fn new(
+        skb: NonNull<bindings::sk_buff>,
+        offset: u32,
+        len: u32,
+        size: u32,
+    ) -> Self {
+        let mut state = bindings::skb_seq_state::default();
+        // SAFETY: The buffer lives, as this function requires; the state is written.
+        unsafe {
+            bindings::skb_prepare_seq_read(
+                skb.as_ptr(),
+                offset,
+                offset.wrapping_add(len),
+                &mut state,
+            );
+        }
+        Self {
+            skb,
+            state,
+            offset,
+            len,
+            size: size.max(1),
+            at: 0,
+            next: 0,
+            block: core::ptr::null(),
+            left: 0,
+            _buffer: PhantomData,
+        }
+    }
+
+    /// Goes to the next packet, whether or not this one was copied. Returns its length; `None`: there is
+    /// no other.
+    #[inline]
+    pub(crate) fn next_packet(&mut self) -> Option<u32> {
+        let left = self.len.checked_sub(self.next).filter(|left| *left > 0)?;
+        while self.at < self.next {
+            if !self.has_block() {
+                return None;
+            }
+            self.advance(self.left.min(self.next.wrapping_sub(self.at)));
+        }
+        let len = left.min(self.size);
+        self.next = self.next.wrapping_add(len);
+        Some(len)
+    }
+
+    /// Copies what comes next. Returns whether there was as much.
+    #[inline]
+    pub(crate) fn copy_next(&mut self, to: &mut [u8]) -> bool {
+        let mut done = 0;
+        while let Some(left) = to.get_mut(done..).filter(|left| !left.is_empty()) {
+            if !self.has_block() {
+                return false;
+            }
+            let len = left.len().min(self.left as usize);
+            // SAFETY: `left` bytes are at hand, which nobody but their sender may write and which are
+            // copied as they are. `left`, memory of ours, has room for them.
+            unsafe { copy_bytes(self.block, left.as_mut_ptr(), len) };
+            self.advance(len as u32);
+            done = done.wrapping_add(len);
+        }
+        true
+    }
+
+    /// Whether the packets that are left are RTP, all of them.
+    pub(crate) fn is_rtp(&mut self) -> bool {
+        while let Some(len) = self.next_packet() {
+            let kind = if self.has_block() && self.left.min(len) as usize >= FIXED_LEN {
+                let first = self.block.cast::<[u8; FIXED_LEN]>();
+                // SAFETY: As many bytes are at hand; they are read once. No more of them tell RTP from what
+                // it is not.
+                header::classify(&unsafe { first.read_volatile() })
+            } else {
+                header::classify(self.head().bytes())
+            };
+            if kind != Kind::Rtp {
+                return false;
+            }
+        }
+        self.next == self.len
+    }
+
+    /// Whether there are bytes at hand: those of the present block, or of the next.
+    #[inline]
+    fn has_block(&mut self) -> bool {
+        if self.left == 0 {
+            self.next_block();
+        }
+        self.left > 0
+    }
+
+    #[inline(never)]
+    fn next_block(&mut self) {
+        // SAFETY: The state was prepared, and the buffer lives. What was read before is no more used.
+        let left = unsafe { bindings::skb_seq_read(self.at, &mut self.block, &mut self.state) };
+        self.left = left.min(self.len.wrapping_sub(self.at));
+    }
+
+    /// `len`, at most `left`, bytes are done with.
+    fn advance(&mut self, len: u32) {
+        self.at = self.at.wrapping_add(len);
+        self.left = self.left.wrapping_sub(len);
+        // SAFETY: `len` bytes are at hand.
+        self.block = unsafe { self.block.add(len as usize) };
+    }
+}
+
+impl Bytes for Train<'_> {
+    /// The first bytes of the packet, of which nothing was copied yet.
+    fn head(&mut self) -> Head {
+        let mut bytes = [0; HEAD];
+        let len = self.next.wrapping_sub(self.at).min(HEAD as u32);
+        let offset = self.offset.wrapping_add(self.at) as c_int;
+        let to = bytes.as_mut_ptr().cast();
+        // SAFETY: The buffer lives; `bytes` has room for `len` bytes, which is at most its length.
+        let result =
+            unsafe { bindings::skb_copy_bits(self.skb.as_ptr(), offset, to, len as c_int) };
+        if result == 0 {
+            Head::of(bytes.get(..len as usize).unwrap_or_default())
+        } else {
+            Head::EMPTY
+        }
+    }
+
+    /// Copies the packet, if it is still RTP.
+    #[inline]
+    fn copy(&mut self, to: &mut [u8]) -> bool {
+        self.copy_next(to) && header::classify(to) == Kind::Rtp
+    }
+}
+
+impl Drop for Train<'_> {
+    fn drop(&mut self) {
+        // SAFETY: The state was prepared; nothing that was read is used any more.
+        unsafe { bindings::skb_abort_seq_read(&mut self.state) };
+    }
+}
