@@ -7,7 +7,7 @@
 //! | [`setup`] | system packages of the interoperability tests |
 //! | [`documents`] | the command lines of the source documents, as written |
 //! | [`interop`] | FFmpeg, GStreamer and tshark as peers of `rtp_app` |
-//! | [`bench`] | measurements beside the peers, and their report |
+//! | [`bench`](mod@bench) | measurements beside the peers, and their report |
 //! | [`vm`] | the kernel module in a virtual machine |
 //! | [`audit`] | licences and advisories |
 //! | [`header`], [`panic_check`], [`guard`] | the C header, the panic-free ring, its instruction counts |
