@@ -104,7 +104,7 @@ pub(crate) struct Engine {
     /// Bit per reader.
     readers: u32,
     patience: [Patience; READERS_MAX],
-    /// What the readers' control pages said last.
+    /// What the readers' control pages said last that was true.
     tails: [u64; READERS_MAX],
     /// Position up to which packets are visible.
     published: u64,
@@ -662,10 +662,10 @@ impl Engine {
         for reader in self.reader_indices() {
             let tail = memory.control(reader).position.load_acquire();
             let Some(seen) = self.tails.get_mut(reader) else { continue };
-            if *seen != tail {
+            // What is not true yet may become so.
+            if *seen != tail && self.core.observe_tail(reader, tail, now_ns) {
                 *seen = tail;
                 moved = true;
-                self.core.observe_tail(reader, tail, now_ns);
             }
         }
         // A new reader, and one that keeps the ring full, are looked at there.

@@ -161,6 +161,12 @@ static int rtp_mgr_udp_rcv(struct sock *sk, struct sk_buff *skb);
 	(SKB_GSO_UDP_L4 | SKB_GSO_FRAGLIST | SKB_GSO_UDP_TUNNEL | SKB_GSO_UDP_TUNNEL_CSUM)
 #define RTP_MGR_PORTS 64
 
+/* A filter would see the train instead of its packets, and a train may hold RTP that is left to others. */
+static bool rtp_mgr_udp_minds_trains(const void *port, const struct sock *sk)
+{
+	return rcu_access_pointer(sk->sk_filter) || rtp_mgr_udp_leaves_others(port);
+}
+
 #ifdef CONFIG_NETFILTER
 /* The hooks of a network namespace, from the first train of a leg to that leg's end. */
 struct rtp_mgr_space {
@@ -168,13 +174,12 @@ struct rtp_mgr_space {
 	struct net *net;
 	unsigned int users;
 	struct nf_hook_ops ops[2];
-	/* Watches by port; changed under rtp_mgr_spaces_lock, read under RCU. */
-	struct hlist_head ports[RTP_MGR_PORTS];
 };
 
 /* A leg's socket, as the hook sees it. */
 struct rtp_mgr_watch {
 	struct hlist_node node;
+	struct rcu_head rcu;
 	struct sock *sk;
 	struct rtp_mgr_space *space;
 	struct work_struct work;
@@ -182,39 +187,38 @@ struct rtp_mgr_watch {
 };
 
 static LIST_HEAD(rtp_mgr_spaces);
+/* All watches, whether or not their namespace has hooks, by port. Changed under the lock, read under RCU. */
+static struct hlist_head rtp_mgr_ports[RTP_MGR_PORTS];
 static DEFINE_MUTEX(rtp_mgr_spaces_lock);
 
-static struct hlist_head *rtp_mgr_bucket(struct rtp_mgr_space *space, u16 port)
+static struct hlist_head *rtp_mgr_bucket(u16 port)
 {
-	return &space->ports[port % RTP_MGR_PORTS];
+	return &rtp_mgr_ports[port % RTP_MGR_PORTS];
 }
 
 /* Does a socket want trains that come for this port, and none mind? */
-static bool rtp_mgr_port_takes_trains(struct rtp_mgr_space *space, u16 port)
+static bool rtp_mgr_port_takes_trains(struct net *net, u16 port)
 {
 	struct rtp_mgr_watch *watch;
 	bool takes = false;
 
-	hlist_for_each_entry_rcu(watch, rtp_mgr_bucket(space, port), node) {
+	hlist_for_each_entry_rcu(watch, rtp_mgr_bucket(port), node) {
 		struct sock *sk = watch->sk;
 		const void *of;
 
-		if (READ_ONCE(inet_sk(sk)->inet_num) != port ||
+		if (READ_ONCE(inet_sk(sk)->inet_num) != port || !net_eq(sock_net(sk), net) ||
 		    READ_ONCE(udp_sk(sk)->encap_rcv) != rtp_mgr_udp_rcv)
 			continue;
-		if (rcu_access_pointer(sk->sk_filter))
-			return false;
 		of = rcu_dereference_sk_user_data(sk);
-		if (!of)
-			continue;
-		if (rtp_mgr_udp_leaves_others(of))
+		/* Without user data it is being adopted, and nobody knows by whom. */
+		if (!of || rtp_mgr_udp_minds_trains(of, sk))
 			return false;
 		takes |= udp_test_bit(ACCEPT_L4, sk) && rtp_mgr_udp_is_running(of);
 	}
 	return takes;
 }
 
-static void rtp_mgr_mark_train(struct rtp_mgr_space *space, struct sk_buff *skb, u8 family)
+static void rtp_mgr_mark_train(struct net *net, struct sk_buff *skb, u8 family)
 {
 	const struct skb_shared_info *info = skb_shinfo(skb);
 	u32 offset = skb_transport_offset(skb) + sizeof(struct udphdr);
@@ -231,7 +235,7 @@ static void rtp_mgr_mark_train(struct rtp_mgr_space *space, struct sk_buff *skb,
 	if (!uh || ntohs(uh->len) != len + sizeof(bytes) || !info->gso_size ||
 	    DIV_ROUND_UP(len, info->gso_size) > UDP_MAX_SEGMENTS)
 		return;
-	if (!rtp_mgr_port_takes_trains(space, ntohs(uh->dest)) ||
+	if (!rtp_mgr_port_takes_trains(net, ntohs(uh->dest)) ||
 	    !rtp_mgr_udp_is_rtp(skb, offset, len, info->gso_size))
 		return;
 	/* What tells of a train is shared with its copies, such as that of a packet socket. */
@@ -239,11 +243,11 @@ static void rtp_mgr_mark_train(struct rtp_mgr_space *space, struct sk_buff *skb,
 		skb_shinfo(skb)->gso_type |= SKB_GSO_UDP_TUNNEL;
 }
 
-static unsigned int rtp_mgr_local_in(void *space, struct sk_buff *skb,
+static unsigned int rtp_mgr_local_in(void *priv, struct sk_buff *skb,
 				     const struct nf_hook_state *state)
 {
 	if (unlikely(skb_is_gso(skb)))
-		rtp_mgr_mark_train(space, skb, state->pf);
+		rtp_mgr_mark_train(state->net, skb, state->pf);
 	return NF_ACCEPT;
 }
 
@@ -277,13 +281,9 @@ static struct rtp_mgr_space *rtp_mgr_space_get(struct net *net)
 		return NULL;
 	space->net = net;
 	space->users = 1;
-	for (i = 0; i < ARRAY_SIZE(ops); i++) {
+	for (i = 0; i < ARRAY_SIZE(ops); i++)
 		space->ops[i] = ops[i];
-		space->ops[i].priv = space;
-	}
 	if (nf_register_net_hooks(net, space->ops, ARRAY_SIZE(ops))) {
-		/* Nobody has seen it: an array that fails is undone, but a packet may be on its way. */
-		synchronize_rcu();
 		kfree(space);
 		return NULL;
 	}
@@ -297,15 +297,13 @@ static void rtp_mgr_watch_begin(struct work_struct *work)
 
 	mutex_lock(&rtp_mgr_spaces_lock);
 	watch->space = rtp_mgr_space_get(sock_net(watch->sk));
-	if (watch->space)
-		hlist_add_head_rcu(&watch->node,
-				   rtp_mgr_bucket(watch->space, inet_sk(watch->sk)->inet_num));
 	mutex_unlock(&rtp_mgr_spaces_lock);
 }
 
 /*
- * A socket to watch for trains once there are some: hooks cost each packet of the namespace something.
- * Hooks, work items and lists have no Rust API. Process context.
+ * A socket to watch. It has a say from here on: other sockets of its port may have trains already. Its own
+ * are looked for once there are some, since hooks cost each packet of the namespace something. Hooks, work
+ * items and lists have no Rust API. Process context.
  */
 struct rtp_mgr_watch *rtp_mgr_watch_new(struct sock *sk)
 {
@@ -314,6 +312,9 @@ struct rtp_mgr_watch *rtp_mgr_watch_new(struct sock *sk)
 	if (watch) {
 		watch->sk = sk;
 		INIT_WORK(&watch->work, rtp_mgr_watch_begin);
+		mutex_lock(&rtp_mgr_spaces_lock);
+		hlist_add_head_rcu(&watch->node, rtp_mgr_bucket(READ_ONCE(inet_sk(sk)->inet_num)));
+		mutex_unlock(&rtp_mgr_spaces_lock);
 	}
 	return watch;
 }
@@ -324,20 +325,17 @@ void rtp_mgr_watch_free(struct rtp_mgr_watch *watch)
 	struct rtp_mgr_space *unused = NULL;
 
 	cancel_work_sync(&watch->work);
-	if (watch->space) {
-		mutex_lock(&rtp_mgr_spaces_lock);
-		hlist_del_rcu(&watch->node);
-		if (!--watch->space->users) {
-			unused = watch->space;
-			list_del(&unused->list);
-			nf_unregister_net_hooks(unused->net, unused->ops, ARRAY_SIZE(unused->ops));
-		}
-		mutex_unlock(&rtp_mgr_spaces_lock);
-		/* For packets that are in the hook. */
-		synchronize_rcu();
+	mutex_lock(&rtp_mgr_spaces_lock);
+	hlist_del_rcu(&watch->node);
+	if (watch->space && !--watch->space->users) {
+		unused = watch->space;
+		list_del(&unused->list);
+		nf_unregister_net_hooks(unused->net, unused->ops, ARRAY_SIZE(unused->ops));
 	}
+	mutex_unlock(&rtp_mgr_spaces_lock);
+	/* Packets may be in the hook: at the watch, and at its socket, which UDP frees after a grace period. */
+	kfree_rcu(watch, rcu);
 	kfree(unused);
-	kfree(watch);
 }
 
 /* A train was cut up: from now on the hook is there, if the socket would have taken it. Softirq. */
@@ -381,6 +379,9 @@ static int rtp_mgr_udp_rcv_train(struct rtp_mgr_port *port, struct sock *sk, str
 {
 	if ((skb_shinfo(skb)->gso_type & RTP_MGR_TRAIN_TYPES) !=
 	    (SKB_GSO_UDP_L4 | SKB_GSO_UDP_TUNNEL) || skb->encapsulation)
+		return 1;
+	/* As when it was marked, unless that changed since. */
+	if (rtp_mgr_udp_minds_trains(port, sk))
 		return 1;
 	return rtp_mgr_udp_train(port, sk, skb, skb_shinfo(skb)->gso_size);
 }

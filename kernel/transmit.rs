@@ -115,7 +115,7 @@ impl Transmit {
     /// # Errors
     ///
     /// `EINVAL`: no such leg, or a flag that a transmit leg does not have. `EBUSY`: it has a socket.
-    /// Those of [`UdpSink::adopt`] and [`Flights::new`].
+    /// Those of [`UdpSink::adopt`].
     pub(crate) fn add_leg(&self, request: &ioctl::AddLeg) -> Result {
         let known = ioctl::LEG_NO_GSO | ioctl::LEG_NO_ZEROCOPY;
         if request.flags & !known != 0 || request.source != [0; 16] {
@@ -127,9 +127,13 @@ impl Transmit {
             return Err(EBUSY);
         }
         let sink = UdpSink::adopt(request.fd, self.bell.clone())?;
-        let leg = Leg::new(sink, request.flags, engine.legs.count == 1);
+        let mut leg = Leg::new(sink, request.flags, engine.legs.count == 1);
         if leg.pages != Pages::Never && engine.flights.is_none() {
-            engine.flights = Some(Flights::new(self.bell.clone())?);
+            match Flights::new(self.bell.clone()) {
+                Ok(flights) => engine.flights = Some(flights),
+                // Copying is always possible.
+                Err(_) => leg.pages = Pages::Never,
+            }
         }
         if let Some(place) = engine.legs.get_mut(request.leg as usize) {
             *place = Some(leg);
@@ -198,7 +202,7 @@ impl Transmit {
     pub(crate) fn counters(&self) -> StreamCounters {
         let mut engine = self.engine.lock();
         let now_ns = monotonic_ns();
-        // Nobody else does while the stream is stopped.
+        // Nobody else does while the stream is stopped, and the thread may sleep for long.
         engine.land(now_ns);
         engine.publish(&self.shared, now_ns);
         engine.core.counters(now_ns)
@@ -453,6 +457,9 @@ impl Engine {
         if self.asleep {
             awake(need_kick);
             self.asleep = false;
+        }
+        if let Some(flights) = &mut self.flights {
+            flights.awake();
         }
         let next = self.round(shared);
         if self.landing(next) {

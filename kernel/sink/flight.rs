@@ -347,12 +347,17 @@ impl Flights {
         unsafe { Flight::put(departure.info.cast::<Flight>().cast_const()) };
     }
 
-    /// Tells of each flight that is over: its leg, its trip, what became of it.
-    pub(crate) fn land(&mut self, mut told: impl FnMut(usize, &Trip, Outcome)) {
+    /// The thread is awake, and looks for itself.
+    pub(crate) fn awake(&mut self) {
         if self.expecting {
             self.pool().wanted.store(0, ordering::Relaxed);
             self.expecting = false;
         }
+    }
+
+    /// Tells of each flight that is over: its leg, its trip, what became of it. Also called while the thread
+    /// sleeps, which then still wants to know of the others.
+    pub(crate) fn land(&mut self, mut told: impl FnMut(usize, &Trip, Outcome)) {
         for leg in 0..LEGS_MAX {
             // SAFETY: The file keeps it, and nothing here changes which pool it is.
             let pool = unsafe { self.pool.as_ref() };
@@ -398,7 +403,7 @@ impl Flights {
         oldest_ns
     }
 
-    /// Has the bell rung when the next flight is over, until [`land`](Self::land) is called. `true`: one
+    /// Has the bell rung when the next flight is over, until [`awake`](Self::awake) is called. `true`: one
     /// is over already.
     pub(crate) fn expect(&mut self) -> bool {
         if self.idle == [u64::MAX; LEGS_MAX] {

@@ -219,11 +219,13 @@ impl Readers {
     }
 
     /// Takes a reader's `tail`, loaded once from its control page, if it is true: forward, and not
-    /// past `head`.
-    pub fn observe_tail(&mut self, at: usize, tail: u64, head: u64, now_ns: u64) {
-        let Some(reader) = self.readers.get_mut(at).filter(|reader| reader.active) else { return };
+    /// past `head`. Returns whether it is.
+    pub fn observe_tail(&mut self, at: usize, tail: u64, head: u64, now_ns: u64) -> bool {
+        let Some(reader) = self.readers.get_mut(at).filter(|reader| reader.active) else {
+            return false;
+        };
         if tail == reader.accepted {
-            return;
+            return true;
         }
         self.changed |= bit(at);
         let forward = tail.wrapping_sub(reader.accepted);
@@ -232,7 +234,7 @@ impl Readers {
                 reader.refused = Some(tail);
                 reader.violations = reader.violations.wrapping_add(1);
             }
-            return;
+            return false;
         }
         reader.accepted = tail;
         reader.refused = None;
@@ -242,6 +244,7 @@ impl Readers {
             reader.stalled_ns = now_ns;
             reader.full = false;
         }
+        true
     }
 
     /// Learns who is the slowest. Comes after [`add`](Self::add), [`remove`](Self::remove) and

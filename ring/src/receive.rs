@@ -287,9 +287,9 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// [`Readers::observe_tail`]. [`refresh_limit`](Self::refresh_limit) follows.
     #[inline]
-    pub fn observe_tail(&mut self, reader: usize, tail: u64, now_ns: u64) {
+    pub fn observe_tail(&mut self, reader: usize, tail: u64, now_ns: u64) -> bool {
         let head = self.staging.head();
-        self.readers.observe_tail(reader, tail, head, now_ns);
+        self.readers.observe_tail(reader, tail, head, now_ns)
     }
 
     /// [`Readers::should_wake`].

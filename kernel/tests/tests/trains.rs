@@ -272,6 +272,45 @@ fn sockets_that_do_not_take_trains_and_those_with_a_filter_get_each_packet() {
 }
 
 #[test]
+fn trains_of_one_stream_are_not_forced_on_another_of_its_port() {
+    in_namespace(65_536, || {
+        let mut rig = Rig::local(ioctl::Create::default());
+        rig.warm_up();
+        // Later, at another address: one that leaves the RTP of others to its socket ...
+        let port = rig.socket.local_addr().unwrap().port();
+        let choosy = bound((Ipv4Addr::new(127, 0, 0, 2), port).into());
+        take_trains(&choosy);
+        let flags = ioctl::CREATE_SSRC | ioctl::CREATE_LEAVE_OTHERS;
+        let request = ioctl::Create { flags, ssrc: SSRC, ..Default::default() };
+        let reader = running(request, &choosy);
+        let from = sender(&choosy);
+        let others: Vec<_> = (0..5).map(|sequence| rtp_of(7, sequence, 300)).collect();
+        send_train(&from, &others);
+        until("they are left", || reader.counters().passed_other == 5);
+        assert_eq!(drain(&choosy), others);
+        assert_eq!(reader.device.stats().unwrap().1.received, 0);
+        drop(reader);
+        // ... and one whose filter refuses packets of more than 300 bytes.
+        let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+        let (load_len, greater, answer) = (0x80, 0x25, 0x06);
+        let mut code = [
+            step(load_len, 0, 0, 0),
+            step(greater, 1, 0, 308),
+            step(answer, 0, 0, u32::MAX),
+            step(answer, 0, 0, 0),
+        ];
+        attach_filter(&choosy, &mut code);
+        let mut reader = running(ioctl::Create::default(), &choosy);
+        let packets: Vec<_> = (0..5).map(|sequence| rtp_of(8, sequence, 300)).collect();
+        send_train(&from, &packets);
+        assert_eq!(bytes(&reader.collect(5, LIMIT)), packets);
+        // With nobody left who minds, trains are whole again.
+        drop((reader, choosy));
+        rig.warm_up();
+    });
+}
+
+#[test]
 fn copies_for_others_are_whole_and_theirs() {
     in_namespace(65_536, || {
         let group = Ipv4Addr::new(239, 1, 2, 3);

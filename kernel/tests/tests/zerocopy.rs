@@ -190,8 +190,11 @@ fn a_writer_that_sleeps_is_woken_when_the_network_lets_go() {
     send(&mut writer, 0..46);
     let next = writer.next;
     assert!(!writer.wait_for(next, Duration::from_millis(200)));
+    let looking = writer.device.duplicate().unwrap();
     let waiting = std::thread::spawn(move || writer.wait_for(next, LIMIT));
     std::thread::sleep(Duration::from_millis(100));
+    // Who looks meanwhile changes nothing of that.
+    looking.stats().unwrap();
     dummy.queue("delay 0");
     drop(dummy);
     assert!(waiting.join().unwrap());

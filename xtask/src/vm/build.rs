@@ -168,6 +168,9 @@ fn make(cache: &Cache, kernel: &Kernel, place: &Place, more: &[&str]) -> Result<
     Ok(())
 }
 
+/// The profile of the programs that run in the machine.
+const PROFILE: &str = "--profile=guest";
+
 /// A file's path in the machine, and the file here.
 type Files = Vec<(String, PathBuf)>;
 
@@ -187,8 +190,8 @@ pub fn programs(project: &Project) -> Result<(Files, Vec<Test>)> {
     let mut files = Vec::new();
     let mut tests = Vec::new();
     for arguments in [
-        &["build", "--package", "rtp-app", "--package", "conformance", "--bins"][..],
-        &["test", "--no-run", "--package", "rtp-mgr-kernel-tests", "--test", "*"],
+        &["build", PROFILE, "--package", "rtp-app", "--package", "conformance", "--bins"][..],
+        &["test", PROFILE, "--no-run", "--package", "rtp-mgr-kernel-tests", "--test", "*"],
     ] {
         for (name, file, is_test) in cargo(project, arguments)? {
             if is_test {
