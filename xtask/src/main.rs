@@ -7,9 +7,10 @@
 //! | [`setup`] | system packages of the interoperability tests |
 //! | [`documents`] | the command lines of the source documents, as written |
 //! | [`interop`] | FFmpeg, GStreamer and tshark as peers of `rtp_app` |
+//! | [`bench`](mod@bench) | measurements beside the peers, and their report |
 //! | [`vm`] | the kernel module in a virtual machine |
 //! | [`audit`] | licences and advisories |
-//! | [`header`], [`panic_check`] | the C header, the panic-free ring |
+//! | [`header`], [`panic_check`], [`guard`] | the C header, the panic-free ring, its instruction counts |
 //! | [`project`], [`process`], [`report`] | what the above share |
 
 use std::process::ExitCode;
@@ -18,8 +19,10 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 mod audit;
+mod bench;
 mod checks;
 mod documents;
+mod guard;
 mod header;
 mod interop;
 mod panic_check;
@@ -50,10 +53,14 @@ enum Task {
     Setup,
     /// FFmpeg, GStreamer and tshark against rtp_app
     Interop(interop::InteropArgs),
+    /// Measure everything beside its peers; the report is target/bench/
+    Bench(bench::BenchArgs),
     /// Licences and advisories of the dependencies (cargo-deny)
     Audit,
     /// No panic path in the optimised code of the ring
     PanicCheck,
+    /// Instructions per packet of the ring's hot paths, against those on record (valgrind)
+    Guard(guard::GuardArgs),
     /// Write include/rtp_mgr.h
     Header(HeaderArgs),
     /// The kernel module in a virtual machine
@@ -99,8 +106,10 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(arguments) => test::run(&project, &arguments),
         Task::Setup => setup::run(&project),
         Task::Interop(arguments) => interop::run(&project, &arguments),
+        Task::Bench(arguments) => bench::run(&project, &arguments),
         Task::Audit => audit::run(&project),
         Task::PanicCheck => panic_check::run(&project),
+        Task::Guard(arguments) => guard::run(&project, &arguments),
         Task::Header(header) => header::run(&project, header.check),
         Task::Vm(arguments) => return vm::run(&project, &arguments),
         Task::Loom => checks::loom(&project),

@@ -1,4 +1,4 @@
-//! The system packages that the interoperability tests need: what is missing, and installing it
+//! The system packages that tests and measurements need: what is missing, and installing it
 //! where that may be done (root on a Debian-like system) or naming the command where not.
 
 use std::fs;
@@ -25,6 +25,7 @@ const NEEDS: &[(Need, &str)] = &[
     (Need::Program("ip"), "iproute2"),
     (Need::Program("nft"), "nftables"),
     (Need::Program("shellcheck"), "shellcheck"),
+    (Need::Program("valgrind"), "valgrind"),
     (Need::Program("gst-launch-1.0"), "gstreamer1.0-tools"),
     (Need::Program("gst-inspect-1.0"), "gstreamer1.0-tools"),
     (Need::Element("audioconvert"), "gstreamer1.0-plugins-base"),

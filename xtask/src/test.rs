@@ -6,7 +6,7 @@ use clap::Args;
 use crate::checks::with_component;
 use crate::project::Project;
 use crate::report::{Outcome, Report};
-use crate::{checks, documents, header, interop, panic_check, setup, vm};
+use crate::{bench, checks, documents, guard, header, interop, panic_check, setup, vm};
 
 /// `cargo xtask test`
 #[derive(Debug, Args)]
@@ -38,6 +38,8 @@ const STEPS: &[(&str, Task)] = &[
     ("kernel module: build and lints", vm::build_rows),
     ("kernel module: tests in a virtual machine", vm::test_rows),
     ("release build", |p, r, n| r.step(n, || Outcome::of(p.build_release()))),
+    ("instruction counts", |p, r, n| r.step(n, || guard::step(p))),
+    ("measurements, each once", |p, r, n| r.step(n, || Outcome::of(bench::smoke(p)))),
     ("demo", |p, r, n| r.step(n, || Outcome::of(checks::demo(p, &[])))),
     ("source documents", |p, r, n| r.step(n, || documents::run(p))),
     ("interop", interop::rows),

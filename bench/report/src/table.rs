@@ -50,6 +50,7 @@ pub(crate) fn verdict(row: &Row) -> &'static str {
     match row.met {
         Some(true) => "met",
         Some(false) => "MISSED",
+        None if row.target.starts_with("none") => "for information",
         None => "not known",
     }
 }

@@ -62,6 +62,8 @@ pub enum Command {
     Stat(StatArgs),
     /// Which engine will be used and why, and what limits this machine
     Doctor(DoctorArgs),
+    /// Measure the embedded engine on this machine, beside loops over plain sockets
+    Bench(BenchArgs),
 }
 
 /// Who runs the ring.
@@ -412,6 +414,29 @@ pub struct DoctorArgs {
     pub engine: EngineChoice,
 }
 
+/// `rtp_app bench`
+#[derive(Clone, Debug, Args)]
+#[command(
+    allow_negative_numbers = true,
+    after_help = "Packets cross a cable between two network namespaces where root allows it, \
+                  otherwise loopback. Programs beside this one make the figures spread; ratios suffer \
+                  less."
+)]
+pub struct BenchArgs {
+    /// Only this row; may be repeated [default: all]
+    #[arg(long = "row", value_name = "NAME")]
+    pub rows: Vec<String>,
+    /// Repetitions of every measurement
+    #[arg(long, value_name = "N", default_value = "5", value_parser = text(runs))]
+    pub runs: u32,
+    /// Milliseconds of a measurement
+    #[arg(long, value_name = "MS", default_value = "100", value_parser = text(bench_time))]
+    pub time: Duration,
+    /// As one JSON line
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// What the command line came to.
 #[derive(Debug)]
 pub enum Parsed {
@@ -589,6 +614,16 @@ fn dma_interval(value: &str) -> Result<Duration, String> {
 
 fn burst(value: &str) -> Result<u32, String> {
     whole(value, "a burst", 1, 65_536).map(|packets| packets as u32)
+}
+
+fn runs(value: &str) -> Result<u32, String> {
+    whole(value, "a number of repetitions", 1, 1_000).map(|runs| runs as u32)
+}
+
+fn bench_time(value: &str) -> Result<Duration, String> {
+    whole(value, "a time", 10, 60_000)
+        .map(Duration::from_millis)
+        .map_err(|_| "not a time; accepted: 10 to 60000 milliseconds".into())
 }
 
 fn packet_len(value: &str) -> Result<u32, String> {
@@ -796,6 +831,11 @@ mod tests {
                 &["rx", "--leg", "1.2.3.4:5", "--port", "5"],
                 "--leg: cannot be used together with --port",
             ),
+            (
+                &["bench", "--runs", "0"],
+                "--runs 0: not a number of repetitions; accepted: 1 to 1000",
+            ),
+            (&["bench", "--time", "5"], "--time 5: not a time; accepted: 10 to 60000 milliseconds"),
             (&["rx", "--reorder"], "--reorder: the value is missing"),
         ];
         for (arguments, expected) in cases {
@@ -808,7 +848,8 @@ mod tests {
         assert_eq!(line(&["rx", "--prot", "5"]), "--prot: no such option; is it --port?");
         assert_eq!(
             line(&["receive"]),
-            "receive: no such command; accepted: rx, tx, demo, consume, inspect, list, stat, doctor"
+            "receive: no such command; accepted: rx, tx, demo, consume, inspect, list, stat, doctor, \
+             bench"
         );
         assert_eq!(line(&["inspect"]), "<FILE>: missing; see rtp_app --help");
     }

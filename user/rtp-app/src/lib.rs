@@ -77,6 +77,7 @@ fn execute(command: &Command, stop: &Stop) -> Result<(), Failure> {
         Command::List(args) => cmd::streams::list(args),
         Command::Stat(args) => cmd::streams::stat(args),
         Command::Doctor(args) => cmd::doctor::run(args),
+        Command::Bench(args) => cmd::bench::run(args, stop),
     }
 }
 

@@ -303,6 +303,29 @@ impl ReceiveConfig {
     }
 }
 
+/// How long a reader may stand still at the expected rate without losing anything.
+const READER_HOLD: Duration = Duration::from_millis(600);
+/// Memory that a ring is given for that at most; it takes what packets touch of it.
+const READER_HOLD_BYTES: u64 = 512 << 20;
+
+impl ReceiveConfig {
+    /// The ring order of the embedded engine, of which `least` was asked for or needed: in arrival order
+    /// at an expected rate, when nobody chose another, enough for a reader that stands still for a
+    /// while. The ring of an ordered stream is its reorder window's double.
+    pub(crate) fn hold_order(&self, least: u8) -> u8 {
+        let (Some((rate, _)), None, None) = (self.expected, self.ring_order, self.reorder) else {
+            return least;
+        };
+        let positions = (READER_HOLD.as_secs_f64() * rate).ceil().max(1.0);
+        let wanted = positions.log2().ceil().min(RING_ORDER_MAX.into()) as u8;
+        // Slots are half as many again as positions.
+        let bytes = |order: u8| (1_u64 << order) * u64::from(self.slot_stride) * 3 / 2;
+        let most =
+            (RING_ORDER_MIN..=RING_ORDER_MAX).rfind(|order| bytes(*order) <= READER_HOLD_BYTES);
+        wanted.min(most.unwrap_or(RING_ORDER_MIN)).max(least)
+    }
+}
+
 /// The least ring order whose window (half of its positions) holds `reorder` at `rate` packets/s.
 fn order_for(reorder: Duration, rate: f64) -> u8 {
     let window = (reorder.as_secs_f64() * rate).ceil().max(1.0);
@@ -515,6 +538,27 @@ mod tests {
         }
         config.expected = Some((1e9, 1_400));
         assert!(matches!(config.check(), Err(Error::RingNeverLargeEnough { .. })));
+    }
+
+    #[test]
+    fn a_ring_at_an_expected_rate_holds_what_comes_while_the_reader_stands_still() {
+        let mut config = receive();
+        assert_eq!(config.hold_order(10), 10, "nobody said a rate");
+        // 120,000 packets in 600 ms: 2^17 positions of 2 KiB and half as many spare slots are 384 MiB.
+        config.expected = Some((200_000.0, 172));
+        assert_eq!(config.hold_order(10), 17);
+        config.expected = Some((100.0, 172));
+        assert_eq!(config.hold_order(10), 10, "never less than needed");
+        // Memory ends it: 2^17 positions of 64 KiB would be 12 GiB.
+        config.expected = Some((200_000.0, 172));
+        config.slot_stride = 65_536;
+        assert_eq!(config.hold_order(10), 12);
+        config.slot_stride = 2_048;
+        config.reorder = Some(Duration::from_millis(1));
+        assert_eq!(config.hold_order(10), 10, "the window of an ordered stream stays as it is");
+        config.reorder = None;
+        config.ring_order = Some(8);
+        assert_eq!(config.hold_order(8), 8, "somebody chose it");
     }
 
     #[test]

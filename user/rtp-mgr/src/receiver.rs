@@ -120,7 +120,9 @@ impl ReceiverBuilder {
     }
 
     /// The rate to be ready for, in packets per second of so many bytes: sizes the socket buffer,
-    /// and the ring when packets are put in order.
+    /// and the ring: for what comes within the reorder time, or, in arrival order with the embedded
+    /// engine, for a reader that stands still for half a second (unless
+    /// [`ring_order`](Self::ring_order) says otherwise).
     pub fn expected_rate(mut self, packets_per_second: f64, packet_len: usize) -> Self {
         self.config.expected = Some((packets_per_second, packet_len));
         self

@@ -84,6 +84,48 @@ fn packets_arrive_with_their_payload_in_order() {
     assert!(balances(&snapshot.counters));
 }
 
+/// One packet, read by a reader that waited for it.
+fn read_one(rx: &mut Receiver, tx: &UdpSocket, sequence: u16) {
+    tx.send(&packet(sequence, b"x")).unwrap();
+    let batch = rx.read(LONG).unwrap().expect("running");
+    assert_eq!(batch.len(), 1, "packet {sequence}");
+}
+
+#[test]
+fn a_second_reader_gets_what_the_first_gets_and_may_leave() {
+    let mut rx = builder().open().unwrap();
+    let tx = sender(&rx);
+    read_one(&mut rx, &tx, 0);
+    let mut second = rx.subscribe(Mode::Lossy).unwrap();
+    for sequence in 1..50 {
+        read_one(&mut rx, &tx, sequence);
+        assert_eq!(second.read(LONG).unwrap().expect("running").len(), 1, "packet {sequence}");
+    }
+    drop(second);
+    read_one(&mut rx, &tx, 50);
+}
+
+#[test]
+fn after_an_empty_batch_the_streams_file_tells_of_the_next_packet() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut rx = builder().open().unwrap();
+    let tx = sender(&rx);
+    for sequence in (0..40).step_by(2) {
+        read_one(&mut rx, &tx, sequence);
+        // By turns: its time runs out, or it does not wait at all.
+        let empty = match sequence / 2 % 2 {
+            0 => rx.read(Duration::from_millis(1)),
+            _ => rx.try_read(),
+        };
+        assert!(empty.unwrap().expect("running").is_empty());
+        tx.send(&packet(sequence + 1, b"x")).unwrap();
+        let long = Timespec { tv_sec: 10, tv_nsec: 0 };
+        let ready = poll(&mut [PollFd::new(&rx, PollFlags::IN)], Some(&long)).unwrap();
+        assert_eq!(ready, 1, "packet {}", sequence + 1);
+        assert_eq!(rx.try_read().unwrap().expect("running").len(), 1);
+    }
+}
+
 #[test]
 fn time_runs_out_with_an_empty_batch_and_stop_ends_with_none() {
     let mut rx = builder().open().unwrap();

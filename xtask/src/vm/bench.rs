@@ -87,7 +87,6 @@ struct Plan {
 }
 
 const UNIT: &str = "instructions/packet";
-#[allow(dead_code)] // until `bench`
 const RUNS: u32 = 5;
 const ORDERED: &str = "ring, ordered";
 const ONE_BY_ONE: [&str; 4] = ["recv", "recvmmsg", "recvmmsg UDP_GRO", "TPACKET_V3"];
@@ -157,7 +156,6 @@ const PLANS: [Plan; 6] = [
     },
 ];
 
-#[allow(dead_code)] // until `bench`
 /// The rows of the kernel engine, measured; without a machine, with the reason.
 pub fn rows(project: &Project) -> Vec<Row> {
     let measured = Cache::open().and_then(|cache| {

@@ -11,7 +11,7 @@
 //! | [`mirror`] | the package mirror that this machine's apt uses |
 //! | [`suite`] | which suite has a kernel, and the chroot of its compilers |
 //! | [`prepare`] | kernel headers, metadata, image |
-//! | [`bench`] | what the kernel engine costs, in instructions |
+//! | [`bench`](mod@bench) | what the kernel engine costs, in instructions |
 //! | [`build`] | the module and the static programs that run beside it |
 //! | [`furniture`] | the kernel's own modules and the tools that every machine has |
 //! | [`peers`] | FFmpeg and GStreamer, on a disk |

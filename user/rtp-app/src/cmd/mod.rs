@@ -1,6 +1,7 @@
 //! One file per command, and what they share.
 
 pub mod address;
+pub mod bench;
 pub mod consume;
 pub mod demo;
 pub mod doctor;

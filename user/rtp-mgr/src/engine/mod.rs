@@ -89,7 +89,7 @@ pub(crate) fn open_receive(
         })
     };
     on_either(config.engine, needs, kernel, || {
-        let opened = ReceiveTask::open(config, ring_order)?;
+        let opened = ReceiveTask::open(config, config.hold_order(ring_order))?;
         let reader = Reader::new(opened.task.clone(), true, config.wake_threshold)?;
         Ok(Receiving {
             engine: opened.task,

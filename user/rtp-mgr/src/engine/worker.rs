@@ -14,13 +14,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use crate::clock::monotonic_ns;
 use crate::error::Error;
+use crate::poll::wait_events;
 
 /// No deadline.
 pub(crate) const NEVER: u64 = u64::MAX;
@@ -273,8 +275,8 @@ impl<'a> Loop<'a> {
         let mut events = [const { std::mem::MaybeUninit::uninit() }; EVENTS_MAX];
         while !self.shared.stop.load(Ordering::Acquire) {
             let timeout = self.timeout();
-            match epoll::wait(&self.shared.epoll, &mut events, timeout.as_ref()) {
-                Ok((events, _)) => events.iter().for_each(|event| self.event(event.data.u64())),
+            match wait_events(&self.shared.epoll, &mut events, timeout) {
+                Ok(events) => events.iter().for_each(|event| self.event(event.data.u64())),
                 Err(Errno::INTR) => {}
                 // Only a file descriptor that is none of ours could bring this about.
                 Err(error) => {
@@ -367,13 +369,12 @@ impl<'a> Loop<'a> {
     }
 
     /// Until the first deadline.
-    fn timeout(&self) -> Option<Timespec> {
+    fn timeout(&self) -> Option<Duration> {
         let Reverse((at, _)) = self.heap.peek()?;
         if *at == NEVER {
             return None;
         }
-        let left = std::time::Duration::from_nanos(at.saturating_sub(monotonic_ns()));
-        Timespec::try_from(left).ok()
+        Some(Duration::from_nanos(at.saturating_sub(monotonic_ns())))
     }
 }
 
@@ -382,7 +383,6 @@ mod tests {
     use super::*;
     use std::sync::Condvar;
     use std::sync::atomic::AtomicU64;
-    use std::time::Duration;
 
     /// Remembers its calls.
     #[derive(Default)]

@@ -92,6 +92,9 @@ pub struct RecvBatch {
     filled: Box<[usize]>,
     /// Messages whose entries have changed, or are not all in use.
     stale: Box<[bool]>,
+    /// Messages whose header is as the next call needs it: those that the kernel has not written, and
+    /// whose list has not changed.
+    ready: Box<[bool]>,
     /// Slots of the batch that are in no entry.
     spares: Vec<u32>,
     /// `segments_max + 1` per message.
@@ -158,6 +161,7 @@ impl RecvBatch {
             slots: vec![NO_SLOT; entries].into(),
             filled: vec![0; messages_max].into(),
             stale: vec![true; messages_max].into(),
+            ready: vec![false; messages_max].into(),
             spares: Vec::with_capacity(entries + 1),
             iovecs: vec![none; messages_max * (segments_max + 1)].into(),
             headers: vec![header; messages_max].into(),
@@ -197,6 +201,7 @@ impl RecvBatch {
             }
         }
         self.stale.fill(true);
+        self.ready.fill(false);
     }
 
     /// Chooses the shape for the next round by what the last one brought, with at most `slots` slots
@@ -256,6 +261,7 @@ impl RecvBatch {
         }
         self.filled[message] = filled;
         self.stale[message] = filled < self.segments;
+        self.ready[message] = false;
     }
 
     /// Slots that the batch holds at present.
@@ -275,6 +281,7 @@ impl RecvBatch {
             }
             self.filled.fill(0);
             self.stale.fill(true);
+            self.ready.fill(false);
         }
         self.spares.drain(..).for_each(to);
     }
@@ -287,6 +294,9 @@ impl RecvBatch {
     pub fn receive(&mut self, socket: impl AsFd) -> io::Result<usize> {
         self.finish();
         for message in 0..self.messages {
+            if mem::replace(&mut self.ready[message], true) {
+                continue;
+            }
             let first_iovec = message * (self.segments_max + 1);
             let filled = self.filled[message];
             let overflow = &mut self.overflow[message * OVERFLOW_LEN..][..OVERFLOW_LEN];
@@ -316,8 +326,13 @@ impl RecvBatch {
                 )
             }
         });
+        // Of one that failed nothing is known.
+        self.ready[0] = false;
         match received {
-            Ok(received) => self.cursor.received = received as usize,
+            Ok(received) => {
+                self.cursor.received = received as usize;
+                self.ready[..received as usize].fill(false);
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
