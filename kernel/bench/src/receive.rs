@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rtp_mgr::{Engine, Item, Receiver};
+use rtp_mgr_bench::sys::{self, PacketRing, ReceiveBuffers};
 
-use crate::sys::{self, Many, PacketRing};
 use crate::{BATCH, PACKET};
 
+/// By then a packet ring's block is handed over though it is not full.
+const HANDED_OVER: Duration = Duration::from_millis(20);
+/// Bytes of Ethernet, IPv4 and UDP.
+const HEADERS: u64 = 14 + 20 + 8;
 const GROUP: Ipv4Addr = Ipv4Addr::new(239, 1, 2, 3);
 
 /// How packets are received.
@@ -89,23 +93,32 @@ pub fn open(way: Way, group: bool) -> Result<Box<dyn Receive>> {
     if group {
         socket.join_multicast_v4(&GROUP, &Ipv4Addr::LOCALHOST)?;
     }
-    let mut many = Many::new(BATCH, PACKET);
+    let mut many = ReceiveBuffers::new(BATCH, PACKET, false);
     if way == Way::RecvCoalesced {
-        sys::set_coalesced(&socket)?;
-        many = Many::new(BATCH, 65_536);
+        sys::set_gro(&socket)?;
+        many = ReceiveBuffers::new(BATCH, sys::TRAIN_MAX, false);
     }
     let packet_ring = match way {
-        Way::PacketRing => Some(PacketRing::new(socket.local_addr()?.port())?),
+        Way::PacketRing => Some(PacketRing::open("lo")?),
         _ => None,
     };
     Ok(Box::new(Socket { socket, way, many, packet_ring, bytes: [0; 2_048], taken: 0 }))
+}
+
+/// Takes all blocks that there are. A coalesced packet counts as those it is made of.
+fn take_blocks(ring: &mut PacketRing) -> u64 {
+    let mut packets = 0;
+    while let Some(got) = ring.take() {
+        packets += got.bytes.saturating_sub(got.packets * HEADERS) / PACKET as u64;
+    }
+    packets
 }
 
 /// A plain socket, or a packet socket beside it.
 struct Socket {
     socket: UdpSocket,
     way: Way,
-    many: Many,
+    many: ReceiveBuffers,
     packet_ring: Option<PacketRing>,
     bytes: [u8; 2_048],
     taken: u64,
@@ -126,15 +139,15 @@ impl Receive for Socket {
             }
             Way::RecvMany | Way::RecvCoalesced => {
                 while left > 0 {
-                    let (messages, bytes) = self.many.receive(&self.socket)?;
-                    ensure!(messages > 0, "nothing came");
-                    left = left.saturating_sub(bytes / PACKET);
-                    self.taken += (bytes / PACKET) as u64;
+                    let packets = self.many.receive(&self.socket)?.bytes as usize / PACKET;
+                    ensure!(packets > 0, "nothing came");
+                    left = left.saturating_sub(packets);
+                    self.taken += packets as u64;
                 }
             }
             _ => {
                 let ring = self.packet_ring.as_mut().context("a packet ring")?;
-                self.taken += ring.take(PACKET);
+                self.taken += take_blocks(ring);
             }
         }
         Ok(())
@@ -142,8 +155,8 @@ impl Receive for Socket {
 
     fn settle(&mut self) -> Result<()> {
         if let Some(ring) = &mut self.packet_ring {
-            std::thread::sleep(sys::RETIRE * 20);
-            self.taken += ring.take(PACKET);
+            std::thread::sleep(HANDED_OVER);
+            self.taken += take_blocks(ring);
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ pub fn run(way: &str, segmented: bool) -> Result<f64> {
 fn sockets() -> Result<f64> {
     let mut receiver = receive::open(Way::RecvMany, false)?;
     let mut sender = Sender::new(receiver.address()?, false)?;
-    measure(&mut *receiver, |count| sender.send(count))
+    measure(&mut *receiver, |_| sender.send())
 }
 
 fn ring(segmented: bool) -> Result<f64> {

@@ -4,13 +4,14 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
 use anyhow::{Result, ensure};
 use rtp_mgr::ring::header;
+use rtp_mgr_bench::sys::SendBuffers;
 
-use crate::{BATCH, PACKET, sys};
+use crate::{BATCH, PACKET};
 
 /// Sends batches of RTP.
 pub struct Sender {
     socket: UdpSocket,
-    packets: Vec<u8>,
+    packets: SendBuffers,
     sequence: u16,
     segmented: bool,
 }
@@ -22,25 +23,26 @@ impl Sender {
             socket2::SockRef::from(&socket).set_multicast_if_v4(&Ipv4Addr::LOCALHOST)?;
         }
         socket.connect(to)?;
+        let packets = SendBuffers::new(BATCH, PACKET);
         if segmented {
-            sys::set_segment(&socket, PACKET as u16)?;
+            packets.set_segmentation(&socket)?;
         }
-        Ok(Self { socket, packets: vec![0; BATCH * PACKET], sequence: 0, segmented })
+        Ok(Self { socket, packets, sequence: 0, segmented })
     }
 
-    /// Sends `count` packets.
-    pub fn send(&mut self, count: usize) -> Result<()> {
-        for packet in self.packets.chunks_exact_mut(PACKET).take(count) {
+    /// Sends [`BATCH`] packets.
+    pub fn send(&mut self) -> Result<()> {
+        for at in 0..BATCH {
             let timestamp = u32::from(self.sequence) * 90;
+            let packet = self.packets.packet(at);
             header::build(packet, false, 96, self.sequence, timestamp, 0x1234_5678);
             self.sequence = self.sequence.wrapping_add(1);
         }
-        let bytes = &self.packets[..count * PACKET];
-        let sent = match self.segmented {
-            true => self.socket.send(bytes)? / PACKET,
-            false => sys::send_many(&self.socket, bytes, PACKET)?,
-        };
-        ensure!(sent == count, "{sent} of {count} packets were sent");
+        if self.segmented {
+            return Ok(self.packets.send_train(&self.socket)?);
+        }
+        let sent = self.packets.send(&self.socket, 0..BATCH)?;
+        ensure!(sent == BATCH, "{sent} of {BATCH} packets were sent");
         Ok(())
     }
 }
