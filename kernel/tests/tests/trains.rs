@@ -323,7 +323,9 @@ fn copies_for_others_are_whole_and_theirs() {
         for socket in others.iter().chain([&first]) {
             socket.join_multicast_v4(&group, &Ipv4Addr::LOCALHOST).unwrap();
         }
-        [&first, &others[1], &others[2]].map(take_trains);
+        for socket in [&first, &others[1], &others[2]] {
+            take_trains(socket);
+        }
         // Sees all that comes, in copies that share the packet's bytes.
         let all = i32::from((libc::ETH_P_ALL as u16).to_be());
         // SAFETY: A new socket, owned from here on.
