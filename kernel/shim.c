@@ -171,6 +171,7 @@ static bool rtp_mgr_udp_minds_trains(const void *port, const struct sock *sk)
 /* The hooks of a network namespace, from the first train of a leg to that leg's end. */
 struct rtp_mgr_space {
 	struct list_head list;
+	struct rcu_head rcu;
 	struct net *net;
 	unsigned int users;
 	struct nf_hook_ops ops[2];
@@ -284,7 +285,8 @@ static struct rtp_mgr_space *rtp_mgr_space_get(struct net *net)
 	for (i = 0; i < ARRAY_SIZE(ops); i++)
 		space->ops[i] = ops[i];
 	if (nf_register_net_hooks(net, space->ops, ARRAY_SIZE(ops))) {
-		kfree(space);
+		/* The first of them was there for a moment: see rtp_mgr_watch_free(). */
+		kfree_rcu(space, rcu);
 		return NULL;
 	}
 	list_add(&space->list, &rtp_mgr_spaces);
@@ -335,7 +337,9 @@ void rtp_mgr_watch_free(struct rtp_mgr_watch *watch)
 	mutex_unlock(&rtp_mgr_spaces_lock);
 	/* Packets may be in the hook: at the watch, and at its socket, which UDP frees after a grace period. */
 	kfree_rcu(watch, rcu);
-	kfree(unused);
+	/* Whoever lists hooks (nfnetlink_hook) may be looking at these, under RCU. */
+	if (unused)
+		kfree_rcu(unused, rcu);
 }
 
 /* A train was cut up: from now on the hook is there, if the socket would have taken it. Softirq. */
