@@ -33,6 +33,8 @@ pub(crate) mod receive;
 pub(crate) mod source;
 #[path = "../ring/src/staging.rs"]
 pub(crate) mod staging;
+#[path = "../ring/src/steady.rs"]
+mod steady;
 #[path = "../ring/src/table.rs"]
 pub(crate) mod table;
 #[path = "../ring/src/transmit.rs"]

@@ -11,7 +11,9 @@ use core::sync::atomic;
 use loom::sync::atomic;
 
 #[cfg(kernel)]
-use ::kernel::sync::{atomic::ordering as kernel_order, barrier};
+use ::kernel::sync::barrier;
+#[cfg(all(kernel, not(target_arch = "x86_64")))]
+use ::kernel::sync::atomic::ordering as kernel_order;
 #[cfg(not(kernel))]
 use atomic::{fence, Ordering};
 
@@ -69,7 +71,8 @@ impl Word {
 
 /// The kernel's atomics, except that reading and writing without order are done here as the kernel's own
 /// `atomic64_read` and `atomic64_set` do them (`READ_ONCE`, `WRITE_ONCE`: one volatile access): its Rust
-/// API calls a C function for each, and a packet's figures are a hundred words.
+/// API calls a C function for each, and a packet's figures are a hundred words. So are, on x86, the weaker
+/// fences and accesses with an order (`barrier()` beside such an access), each a C function otherwise.
 #[cfg(kernel)]
 impl Word {
     /// A word that holds `value`.
@@ -88,6 +91,13 @@ impl Word {
     /// Reads; what follows is not moved before it.
     #[inline]
     pub fn load_acquire(&self) -> u64 {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let value = self.load();
+            compiler_fence();
+            value
+        }
+        #[cfg(not(target_arch = "x86_64"))]
         self.0.load(kernel_order::Acquire)
     }
 
@@ -101,8 +111,21 @@ impl Word {
     /// Writes; what precedes is not moved after it.
     #[inline]
     pub fn store_release(&self, value: u64) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            compiler_fence();
+            self.store(value);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
         self.0.store(value, kernel_order::Release);
     }
+}
+
+/// The kernel's `barrier()`: x86 itself moves only loads before earlier stores.
+#[cfg(all(kernel, target_arch = "x86_64"))]
+#[inline]
+fn compiler_fence() {
+    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
 }
 
 /// Orders earlier stores before later stores (`smp_wmb` and stronger).
@@ -110,9 +133,11 @@ impl Word {
 pub fn fence_write() {
     #[cfg(not(kernel))]
     fence(Ordering::Release);
-    #[cfg(all(kernel, kernel_before_7_3))]
+    #[cfg(all(kernel, target_arch = "x86_64"))]
+    compiler_fence();
+    #[cfg(all(kernel, not(target_arch = "x86_64"), kernel_before_7_3))]
     barrier::smp_wmb();
-    #[cfg(all(kernel, not(kernel_before_7_3)))]
+    #[cfg(all(kernel, not(target_arch = "x86_64"), not(kernel_before_7_3)))]
     barrier::smp_mb(barrier::Write);
 }
 
@@ -121,9 +146,11 @@ pub fn fence_write() {
 pub fn fence_read() {
     #[cfg(not(kernel))]
     fence(Ordering::Acquire);
-    #[cfg(all(kernel, kernel_before_7_3))]
+    #[cfg(all(kernel, target_arch = "x86_64"))]
+    compiler_fence();
+    #[cfg(all(kernel, not(target_arch = "x86_64"), kernel_before_7_3))]
     barrier::smp_rmb();
-    #[cfg(all(kernel, not(kernel_before_7_3)))]
+    #[cfg(all(kernel, not(target_arch = "x86_64"), not(kernel_before_7_3)))]
     barrier::smp_mb(barrier::Read);
 }
 

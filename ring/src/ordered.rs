@@ -88,7 +88,6 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// Whether `packet` is of the followed source, on a leg in the stream's sequence, and there is no
     /// other source to think of.
-    #[inline]
     pub(super) fn follows(&self, packet: &Packet, ssrc: u32) -> bool {
         let leg = self.legs.get(usize::from(packet.leg));
         self.followed == Some(ssrc)

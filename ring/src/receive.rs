@@ -25,6 +25,7 @@ use super::header::{self, Kind, RtpHeader};
 use super::producer::Readers;
 use super::source::{Seen, Step};
 use super::staging::{distance, Entry, Order, Placement, Staging};
+use super::steady::Steady;
 use super::table::{Flow, Key, Secret, SourceEntry, Table, IDLE_NS};
 use super::view::RingView;
 
@@ -209,14 +210,16 @@ pub struct ReceiveCore<M: Memory> {
     /// Packets that one leg alone had, when the counters were set to zero.
     recovered_before: u64,
     /// Not published yet, of the counters and of the legs.
-    changed: Changes,
+    pub(super) changed: Changes,
     /// The present packet continued its source's sequence, and did nothing else.
     pub(super) plain: bool,
+    /// What the next packet is like that goes the short way.
+    pub(super) steady: Option<Steady>,
 }
 
 /// What is to be published of the figures that are not a source's.
 #[derive(Clone, Copy, Debug)]
-struct Changes {
+pub(super) struct Changes {
     counters: Changed,
     legs: Changed,
 }
@@ -225,7 +228,8 @@ impl Changes {
     const ALL: Self = Self { counters: Changed::Anything, legs: Changed::Anything };
 
     /// What there was, and what a plain packet changes.
-    fn and_plain(self) -> Self {
+    #[inline]
+    pub(super) fn and_plain(self) -> Self {
         Self { counters: self.counters.max(Changed::Plain), legs: self.legs.max(Changed::Plain) }
     }
 }
@@ -254,6 +258,7 @@ impl<M: Memory> ReceiveCore<M> {
             recovered_before: 0,
             changed: Changes::ALL,
             plain: false,
+            steady: None,
             config,
         }
     }
@@ -319,11 +324,21 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// One packet. `bytes` is what the slot holds of it.
     pub fn packet(&mut self, view: &RingView<'_>, packet: &Packet, bytes: &[u8]) -> Verdict {
+        if self.take_steadily(view, packet, bytes) {
+            return Verdict::Kept;
+        }
+        self.take_any(view, packet, bytes)
+    }
+
+    #[inline(never)]
+    fn take_any(&mut self, view: &RingView<'_>, packet: &Packet, bytes: &[u8]) -> Verdict {
+        self.disturb();
         let before = core::mem::replace(&mut self.changed, Changes::ALL);
         self.plain = false;
         let verdict = self.take(view, packet, bytes);
         if self.plain {
             self.changed = before.and_plain();
+            self.calm(packet);
         }
         verdict
     }
@@ -346,9 +361,6 @@ impl<M: Memory> ReceiveCore<M> {
         if !self.config.filter.takes(&header, &packet.flow, packet.leg) {
             bump(&mut self.counters.dropped_filtered);
             return Verdict::Free;
-        }
-        if self.take_next(view, packet, &header) {
-            return Verdict::Kept;
         }
         let descriptor = describe(packet, &header);
         let key = Key { flow: packet.flow, ssrc: header.ssrc, leg: packet.leg };
@@ -381,6 +393,7 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// A packet that is no RTP and belongs to the stream all the same: the raw pattern of a device.
     pub fn raw(&mut self, view: &RingView<'_>, packet: &Packet, sequence: u64) -> Verdict {
+        self.disturb();
         self.changed.counters = Changed::Anything;
         bump(&mut self.counters.received);
         let descriptor = Descriptor {
@@ -425,48 +438,6 @@ impl<M: Memory> ReceiveCore<M> {
             Some(_) => self.staging.window().max(100),
             None => 100,
         }
-    }
-
-    /// Takes the packet if it is the next of the source that the latest was of, nothing is missing or waits,
-    /// and there is room: nearly every packet of a stream of one source, and of a train. Does what
-    /// [`unordered`](Self::unordered) or [`ordered`](Self::ordered) does, where there is nothing to find
-    /// and nothing to decide.
-    #[inline]
-    fn take_next(&mut self, view: &RingView<'_>, packet: &Packet, header: &RtpHeader) -> bool {
-        let ordered = self.config.order.is_some();
-        if !self.staging.is_plain(self.limit) || ordered && !self.follows(packet, header.ssrc) {
-            return false;
-        }
-        let Some(leg) = self.legs.get_mut(usize::from(packet.leg)) else { return false };
-        let latest = self.table.touch_latest(&packet.flow, packet.leg, header);
-        let Some((at, entry)) = latest else { return false };
-        let own = entry.source.highest().wrapping_add(1);
-        let sequence = if ordered {
-            let sequence = own.wrapping_add(leg.delta);
-            let next = self.run.highest.wrapping_add(1);
-            if leg.source != at || sequence != next || !self.staging.is_next(sequence) {
-                return false;
-            }
-            leg.last_ns = packet.arrival_ns;
-            leg.latest = sequence;
-            self.run.highest = sequence;
-            sequence
-        } else {
-            bump(&mut self.counters.expected);
-            own
-        };
-        entry.source.observe_next(&Seen::new(header, packet.arrival_ns));
-        let payload_len = header.payload_len as u64;
-        bump(&mut self.counters.unique);
-        add(&mut self.counters.bytes, payload_len);
-        bump(&mut leg.figures.received);
-        bump(&mut leg.figures.first);
-        add(&mut leg.figures.bytes, payload_len);
-        leg.figures.last_ns = packet.arrival_ns;
-        let descriptor = Descriptor { sequence, source: at, ..describe(packet, header) };
-        self.staging.append_plainly(view, &descriptor, packet.arrival_ns);
-        self.plain = true;
-        true
     }
 
     fn unordered(&mut self, view: &RingView<'_>, held: &Held, key: &Key) -> Verdict {
@@ -551,6 +522,10 @@ impl<M: Memory> ReceiveCore<M> {
     /// Publishes what is due at `now_ns`: gaps whose time is over, a source that takes over. Of a long gap a
     /// part ([`EXPIRE_MAX`](super::staging::EXPIRE_MAX) positions); the deadline of the rest has then passed.
     pub fn expire(&mut self, view: &RingView<'_>, now_ns: u64) {
+        if self.steady.is_some() {
+            // Nothing is missing, and nobody waits to take over.
+            return;
+        }
         self.changed_all();
         self.try_switch(view, now_ns);
         self.staging.expire(view, now_ns);
@@ -651,6 +626,7 @@ impl<M: Memory> ReceiveCore<M> {
     }
 
     pub(super) fn changed_all(&mut self) {
+        self.disturb();
         self.changed = Changes::ALL;
     }
 
@@ -760,6 +736,7 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// Takes on `leg` only packets from `source`, as in [`Flow::source`]. Before the first packet.
     pub fn set_leg_source(&mut self, leg: usize, source: [u8; 16]) {
+        self.disturb();
         if let Some(place) = self.config.filter.sources.get_mut(leg) {
             *place = Some(source);
         }

@@ -174,6 +174,8 @@ pub(super) struct Jitter {
     /// Timestamp units from the first packet to the reference.
     since_first: i64,
     after_comfort_noise: bool,
+    /// Timestamp units of the latest step, and nanoseconds that they are: most steps are alike.
+    step: (i32, i64),
     pub(super) q4_ns: u64,
     pub(super) max_q4_ns: u64,
     pub(super) sum_q4_ns: u64,
@@ -248,6 +250,7 @@ impl Source {
                 reference: None,
                 since_first: 0,
                 after_comfort_noise: false,
+                step: (0, 0),
                 q4_ns: 0,
                 max_q4_ns: 0,
                 sum_q4_ns: 0,
@@ -261,6 +264,7 @@ impl Source {
     #[inline]
     pub fn set_clock_rate(&mut self, clock_rate: u32) {
         self.clock_rate = clock_rate;
+        self.jitter.step = (0, 0);
         if clock_rate != 0 {
             self.known_rate = clock_rate;
         }
@@ -397,7 +401,6 @@ impl Source {
 
     /// Whether this is the number after the highest, with nothing else to decide: then
     /// [`observe_next`](Self::observe_next) does.
-    #[inline]
     pub(super) const fn is_next(&self, sequence: u16) -> bool {
         self.started && !self.has_stray() && sequence == (self.highest as u16).wrapping_add(1)
     }
@@ -405,9 +408,18 @@ impl Source {
     /// [`observe`](Self::observe) of such a packet. Returns its extended sequence number.
     #[inline]
     pub(super) fn observe_next(&mut self, seen: &Seen) -> u64 {
-        self.advance(seen, 1);
-        self.count(seen, true);
-        self.highest
+        let ext = self.highest.wrapping_add(1);
+        self.observe_pace(seen.arrival_ns);
+        self.highest = ext;
+        // The number is new to the window, or that a whole window ago.
+        self.mark(ext);
+        self.observe_top(seen);
+        self.received = self.received.wrapping_add(1);
+        self.unique = self.unique.wrapping_add(1);
+        self.bytes = self.bytes.wrapping_add(seen.payload_len.into());
+        self.last = self.top;
+        self.jitter.observe(seen, self.clock_rate);
+        ext
     }
 
     /// The figures, with `clock_rate` in its place and everything that identifies the source zero.
@@ -544,20 +556,31 @@ impl Source {
         self.clear_up_to(ext, ahead);
         self.highest = ext;
         self.mark(ext);
-        let ticks = seen.timestamp.wrapping_sub(self.top.timestamp) as i32;
-        self.run_ticks = self.run_ticks.saturating_add(ticks.into());
-        self.top = Instant { arrival_ns: seen.arrival_ns, timestamp: seen.timestamp };
+        self.observe_top(seen);
         match ahead.wrapping_sub(1) {
             0 => Step::Next { ext },
             missing => Step::Gap { ext, missing: missing as u32 },
         }
     }
 
+    /// The packet with the highest number.
+    #[inline]
+    fn observe_top(&mut self, seen: &Seen) {
+        let ticks = seen.timestamp.wrapping_sub(self.top.timestamp) as i32;
+        self.run_ticks = self.run_ticks.saturating_add(ticks.into());
+        self.top = Instant { arrival_ns: seen.arrival_ns, timestamp: seen.timestamp };
+    }
+
     /// Averages the time from one number to the next: plainly at first, then sliding.
+    #[inline]
     fn observe_pace(&mut self, arrival_ns: u64) {
         let gap = arrival_ns.saturating_sub(self.top.arrival_ns);
         self.pace_count = self.pace_count.saturating_add(1).min(PACE_GAPS);
-        let gain = |ns: u64| ns.checked_div(self.pace_count).unwrap_or(0);
+        let count = self.pace_count;
+        let gain = |ns: u64| match count {
+            PACE_GAPS => ns / PACE_GAPS,
+            _ => ns.checked_div(count).unwrap_or(0),
+        };
         self.pace_ns = if gap >= self.pace_ns {
             self.pace_ns.saturating_add(gain(gap.saturating_sub(self.pace_ns)))
         } else {
@@ -640,6 +663,7 @@ impl Source {
     }
 
     /// Marks `ext` as come. `false` when it was.
+    #[inline]
     fn mark(&mut self, ext: u64) -> bool {
         let bit = 1_u64.wrapping_shl(ext as u32 % 64);
         match self.window.get_mut((ext / 64) as usize % WINDOW_WORDS) {
@@ -673,6 +697,7 @@ impl Jitter {
     /// with the marker bit (the first of a talkspurt, the last of a frame), comfort noise and what
     /// follows it. In the mean they weigh as the mean so far. Packets stamped before the first one
     /// are left out altogether. (These are tshark's rules, so that the figures can be compared.)
+    #[inline]
     fn observe(&mut self, seen: &Seen, clock_rate: u32) {
         let comfort_noise = seen.is_comfort_noise();
         let irregular = comfort_noise || self.after_comfort_noise || seen.marker;
@@ -685,16 +710,18 @@ impl Jitter {
             self.reference = Some(now);
             return;
         };
-        let ticks = i64::from(now.timestamp.wrapping_sub(reference.timestamp) as i32);
-        let since_first = self.since_first.saturating_add(ticks);
+        let ticks = now.timestamp.wrapping_sub(reference.timestamp) as i32;
+        let since_first = self.since_first.saturating_add(ticks.into());
         if since_first < 0 {
             self.sample_nothing();
             return;
         }
         self.since_first = since_first;
         self.reference = Some(now);
-        let sent_ns =
-            ticks.saturating_mul(NS_PER_S as i64).checked_div(clock_rate.into()).unwrap_or(0);
+        if ticks != self.step.0 {
+            self.step = (ticks, sent_ns(ticks, clock_rate));
+        }
+        let (_, sent_ns) = self.step;
         let arrived_ns = now.arrival_ns.wrapping_sub(reference.arrival_ns) as i64;
         let difference_ns = arrived_ns.saturating_sub(sent_ns).unsigned_abs();
         let decay = self.q4_ns.saturating_add(8) / 16;
@@ -714,6 +741,12 @@ impl Jitter {
         self.sum_q4_ns = self.sum_q4_ns.saturating_add(mean);
         self.count = self.count.saturating_add(1);
     }
+}
+
+/// The time that `ticks` timestamp units take.
+fn sent_ns(ticks: i32, clock_rate: u32) -> i64 {
+    let ns = i64::from(ticks).saturating_mul(NS_PER_S as i64);
+    ns.checked_div(clock_rate.into()).unwrap_or(0)
 }
 
 /// The product, which 128 bits always hold.

@@ -414,19 +414,19 @@ where
     }
 
     /// Whether a packet that takes the next position of a ring of one leg needs nothing but what
-    /// [`append_plainly`](Self::append_plainly) does: nothing waits or was dropped, and there is room.
+    /// [`append_plainly`](Self::append_plainly) does, if there is [room](Self::has_room): nothing waits or was
+    /// dropped.
+    pub(super) fn is_plain(&self) -> bool {
+        self.is_settled() && self.dropped == 0 && !self.overflow && self.legs == 1
+    }
+
+    /// Whether the next position may be written.
     #[inline]
-    pub(super) fn is_plain(&self, limit: Option<u64>) -> bool {
-        let position = self.claim();
-        self.is_settled()
-            && self.dropped == 0
-            && !self.overflow
-            && self.legs == 1
-            && limit.is_none_or(|limit| distance(limit, position) > 0)
+    pub(super) fn has_room(&self, limit: Option<u64>) -> bool {
+        limit.is_none_or(|limit| distance(limit, self.claim()) > 0)
     }
 
     /// Whether the next position is that of `sequence`.
-    #[inline]
     pub(super) fn is_next(&self, sequence: u64) -> bool {
         self.epoch.is_some_and(|epoch| sequence.wrapping_add(epoch.offset) == self.claim())
     }

@@ -10,7 +10,6 @@ use core::ops::DerefMut;
 
 use super::abi::{SourceFigures, SOURCE_NONE};
 use super::figures::{publish_plain_source, Changed, FigureBlocks};
-use super::header::RtpHeader;
 use super::source::{Seen, Source, Step};
 
 /// Addresses and ports of a packet. IPv4 addresses stand in the first four bytes.
@@ -233,32 +232,21 @@ where
         Some((entry, before))
     }
 
-    /// The entry found last, to be changed, if the packet of `flow`, `leg` and `header` is the next of its
-    /// source and like the one before.
+    /// The entry found last, with its place.
+    pub(super) fn latest(&self) -> Option<(u16, &SourceEntry)> {
+        let entry = self.get(self.latest).filter(|entry| entry.used)?;
+        Some((self.latest, entry))
+    }
+
+    /// The entry at `at`, which is in use, to be shown the next packet of its sequence and nothing else.
     #[inline]
-    pub(super) fn touch_latest(
-        &mut self,
-        flow: &Flow,
-        leg: u8,
-        header: &RtpHeader,
-    ) -> Option<(u16, &mut SourceEntry)> {
-        let at = self.latest;
+    pub(super) fn touch_plainly(&mut self, at: u16) -> Option<&mut SourceEntry> {
         let entry = self.entries.get_mut(usize::from(at))?;
-        let key = &entry.key;
-        let same = entry.used
-            && key.ssrc == header.ssrc
-            && key.leg == leg
-            && entry.payload_type == header.payload_type
-            && entry.source.is_next(header.sequence)
-            && key.flow == *flow;
-        if !same {
-            return None;
-        }
         if entry.changed == Changed::Nothing {
+            entry.changed = Changed::Plain;
             entry.next_dirty = core::mem::replace(&mut self.dirty, at);
         }
-        entry.changed = entry.changed.max(Changed::Plain);
-        Some((at, entry))
+        Some(entry)
     }
 
     /// Finds `key`, or gives it an entry with `clock_rate`. `None`: the table is full of sources that
