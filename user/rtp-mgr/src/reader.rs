@@ -447,7 +447,7 @@ impl Batch<'_> {
     /// What stands in the positions. One position can be two items: a discontinuity, and the packet
     /// that it stands before.
     pub fn iter(&self) -> Items<'_> {
-        Items { batch: self, at: 0, lapped: self.lapped, packet: None }
+        Items { batch: self, at: 0, lapped: self.lapped, shown: false }
     }
 
     /// Lets the ring have the positions back: nothing borrowed from the batch outlives this.
@@ -487,8 +487,8 @@ pub struct Items<'b> {
     batch: &'b Batch<'b>,
     at: u64,
     lapped: u64,
-    /// A packet whose discontinuity was shown.
-    packet: Option<Packet<'b>>,
+    /// The discontinuity before the next packet was shown.
+    shown: bool,
 }
 
 impl<'b> Iterator for Items<'b> {
@@ -500,34 +500,47 @@ impl<'b> Iterator for Items<'b> {
             let count = std::mem::take(&mut self.lapped);
             return Some(Item::Discontinuity(Discontinuity { count, cause: Cause::Lapped }));
         }
-        if let Some(packet) = self.packet.take() {
-            return Some(Item::Packet(packet));
-        }
         if self.at == self.batch.positions {
             return None;
         }
-        let position = self.batch.first.wrapping_add(self.at);
         let (descriptor, bytes) = self.batch.load(self.at);
+        if descriptor.flags & (flag::LOST | flag::DISCONTINUITY) != 0
+            && let Some(item) = self.show_break(&descriptor)
+        {
+            return Some(item);
+        }
+        let position = self.batch.first.wrapping_add(self.at);
         self.at += 1;
-        let ring_full = descriptor.has(flag::RING_FULL);
-        if descriptor.has(flag::LOST) {
-            let (sequence, count) = (descriptor.sequence, descriptor.count);
-            return Some(Item::Gap(Gap { sequence, count, ring_full }));
-        }
-        let packet = Packet { descriptor, position, bytes };
-        if !descriptor.has(flag::DISCONTINUITY) {
-            return Some(Item::Packet(packet));
-        }
-        self.packet = Some(packet);
-        let cause = if ring_full { Cause::RingFull } else { Cause::Sequence };
-        let count = descriptor.count.into();
-        Some(Item::Discontinuity(Discontinuity { count, cause }))
+        self.shown = false;
+        Some(Item::Packet(Packet { descriptor, position, bytes }))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
         let left = (self.batch.positions - self.at) as usize;
-        let shown = usize::from(self.lapped > 0) + usize::from(self.packet.is_some());
-        (left + shown, Some(2 * left + shown))
+        let lapped = usize::from(self.lapped > 0);
+        (left + lapped, Some((2 * left + lapped).saturating_sub(self.shown.into())))
+    }
+}
+
+impl Items<'_> {
+    /// What stands in the place of a packet, or before it and was not shown yet.
+    #[cold]
+    fn show_break<'b>(&mut self, descriptor: &Descriptor) -> Option<Item<'b>> {
+        let ring_full = descriptor.has(flag::RING_FULL);
+        if descriptor.has(flag::LOST) {
+            // Not in a packet's place, whatever its flags say next time.
+            self.shown = false;
+            self.at += 1;
+            let (sequence, count) = (descriptor.sequence, descriptor.count);
+            return Some(Item::Gap(Gap { sequence, count, ring_full }));
+        }
+        self.shown = !self.shown;
+        if !self.shown {
+            return None;
+        }
+        let cause = if ring_full { Cause::RingFull } else { Cause::Sequence };
+        let count = descriptor.count.into();
+        Some(Item::Discontinuity(Discontinuity { count, cause }))
     }
 }
 

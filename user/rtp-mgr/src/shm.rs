@@ -200,6 +200,8 @@ pub(crate) struct Region {
     file: Option<OwnedFd>,
     mapping: Mapping,
     layout: Layout,
+    /// The slots are mapped here.
+    has_slots: bool,
 }
 
 impl fmt::Debug for Region {
@@ -209,6 +211,11 @@ impl fmt::Debug for Region {
 }
 
 impl Region {
+    fn new(file: Option<OwnedFd>, mapping: Mapping, layout: Layout) -> Self {
+        let has_slots = mapping.holds(layout.slots());
+        Self { file, mapping, layout, has_slots }
+    }
+
     /// Makes the memory of a stream, writes its header and seals it. Positions begin at `start`.
     pub(crate) fn create(shape: &Shape, start: u64) -> Result<Self, Error> {
         let header = shape.header();
@@ -220,7 +227,7 @@ impl Region {
         rustix::fs::fcntl_add_seals(&file, RING_SEALS).map_err(|error| failed(error.into()))?;
         let layout = layout::check(&header, header.total_len)
             .map_err(|reason| Error::Layout { name: "(new)".into(), reason })?;
-        let region = Self { file: Some(file), mapping, layout };
+        let region = Self::new(Some(file), mapping, layout);
         let words = region.words(Part { offset: 0, len: size_of::<Header>() });
         for (to, from) in words.iter().zip(header_words(&header)) {
             to.store(from);
@@ -250,7 +257,7 @@ impl Region {
         let layout = layout::check(&read_header(&file).map_err(failed)?, size)?;
         let len = if all { layout.header().total_len as usize } else { layout.figures_len() };
         let mapping = Mapping::of_file(&file, len, false).map_err(failed)?;
-        Ok(Self { file: Some(file), mapping, layout })
+        Ok(Self::new(Some(file), mapping, layout))
     }
 
     /// Maps a stream of the kernel engine through one of its files. The module maps nothing beyond a
@@ -278,7 +285,7 @@ impl Region {
         }
         let len = header.total_len as usize;
         let mapping = Mapping::of_parts(device, len, &parts).map_err(failed)?;
-        Ok(Self { file: None, mapping, layout })
+        Ok(Self::new(None, mapping, layout))
     }
 
     /// The file, to be handed to another process: read only where the system lets it be reopened so.
@@ -382,17 +389,14 @@ impl Region {
         }
     }
 
+    #[inline]
     fn slot_ptr(&self, slot: u32, len: u32) -> Option<NonNull<u8>> {
-        if !self.layout.holds(slot, len) {
+        if !self.layout.holds(slot, len) || !self.has_slots {
             return None;
         }
         let offset = slot as usize * self.layout.header().slot_stride as usize;
-        let part = self.layout.slots();
-        if !self.mapping.holds(part) {
-            return None;
-        }
         // SAFETY: `holds` and `Layout::check`: the slot lies within the slots part, which is mapped.
-        Some(unsafe { self.mapping.base.add(part.offset + offset) })
+        Some(unsafe { self.mapping.base.add(self.layout.slots().offset + offset) })
     }
 }
 
