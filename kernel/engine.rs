@@ -22,7 +22,9 @@ use crate::ring::producer::Mode;
 use crate::ring::receive::{self, Filter, Packet, ReceiveCore, Storage, Verdict};
 use crate::ring::source::static_clock_rate;
 use crate::ring::staging::{Entry, Order};
+use crate::ring::steady::Run;
 use crate::ring::table::{Flow, SourceEntry};
+use crate::ring::view::RingView;
 use crate::source::train::Train;
 use crate::source::udp::SocketView;
 use crate::source::Source;
@@ -79,6 +81,23 @@ struct Patience {
     over: bool,
 }
 
+/// What a reader's control page said when it was looked at last.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// Its tail, the last that was true.
+    tail: u64,
+    wake_at: u64,
+    /// It was woken for this, and there is nothing to do for it until it says something else.
+    woken: bool,
+}
+
+impl Seen {
+    /// Of a reader that begins at `start`.
+    const fn new(start: u64) -> Self {
+        Self { tail: start, wake_at: start.wrapping_add(1), woken: false }
+    }
+}
+
 /// The socket of a leg, looked at for what it dropped.
 struct Socket {
     view: SocketView,
@@ -104,8 +123,8 @@ pub(crate) struct Engine {
     /// Bit per reader.
     readers: u32,
     patience: [Patience; READERS_MAX],
-    /// What the readers' control pages said last that was true.
-    tails: [u64; READERS_MAX],
+    /// What the readers' control pages said last.
+    seen: [Seen; READERS_MAX],
     /// Position up to which packets are visible.
     published: u64,
     /// Position at which the readers' tails have to be looked at again.
@@ -158,9 +177,14 @@ pub(crate) trait Bytes {
     /// The first of them.
     fn head(&mut self) -> Head;
 
-    /// Copies all of them to `to`, which is as long as the packet. Returns whether it is what it said it
-    /// was.
+    /// Copies all of them to `to`, which is as long as the packet. Returns whether there were as many.
     fn copy(&mut self, to: &mut [u8]) -> bool;
+
+    /// Whether it is what it was when it was looked at first, going by the copy.
+    fn is_still(copy: &[u8]) -> bool {
+        let _ = copy;
+        true
+    }
 }
 
 /// A packet of a leg, or a train of them that is whole.
@@ -283,12 +307,25 @@ fn bump(counter: &mut u64, amount: u64) {
 }
 
 /// The numbers of the bits that are set.
+#[inline]
 fn bits(mut left: u32) -> impl Iterator<Item = usize> {
     core::iter::from_fn(move || {
+        if left == 0 {
+            return None;
+        }
         let at = left.trailing_zeros();
         left &= left.wrapping_sub(1);
-        (at < u32::BITS).then_some(at as usize)
+        Some(at as usize)
     })
+}
+
+/// The earlier of two times, if there is one.
+#[inline]
+fn earlier(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
 }
 
 fn bit(reader: usize) -> u32 {
@@ -343,7 +380,7 @@ impl Engine {
             pending: false,
             readers: 0,
             patience: [Patience { due_ns: None, over: false }; READERS_MAX],
-            tails: [config.start; READERS_MAX],
+            seen: [Seen::new(config.start); READERS_MAX],
             published: config.start,
             look_at: config.start,
             max_latency_ns: 0,
@@ -482,22 +519,28 @@ impl Engine {
     ) -> Outcome {
         let coalesced = self.is_coalesced(datagram);
         if coalesced && !self.exact_times {
-            bump(&mut self.core.counters_mut().coalesced, 1);
+            self.core.count_coalesced(1);
         }
         let mut packet = packet(datagram, coalesced);
         self.give_time(&mut packet);
-        self.place(memory, &mut packet, datagram.now_ns, bytes)
+        self.place(memory, &memory.ring(), &mut packet, datagram.now_ns, bytes, &mut None)
     }
 
     /// A train of packets of a leg, all of them RTP when it was taken. `like` tells what they have in
     /// common. [`conclude`](Self::conclude) follows.
     pub(crate) fn train(&mut self, memory: &Memory, like: &Datagram, train: &mut Train<'_>) {
         let mut packet = packet(like, true);
+        let ring = memory.ring();
         let mut count = 0_u64;
+        let mut run = None;
         while let Some(len) = train.next_packet() {
             (packet.len, packet.coalesced) = (len, true);
             self.give_time(&mut packet);
-            if self.place(memory, &mut packet, like.now_ns, train) != Outcome::Taken {
+            if run.is_none() {
+                run = self.core.begin_run(&packet);
+            }
+            let outcome = self.place(memory, &ring, &mut packet, like.now_ns, train, &mut run);
+            if outcome != Outcome::Taken {
                 // It is no longer what it was, and nobody gets it.
                 let counters = self.core.counters_mut();
                 bump(&mut counters.received, 1);
@@ -505,8 +548,9 @@ impl Engine {
             }
             count = count.wrapping_add(1);
         }
+        self.end_run(&mut run);
         if !self.exact_times {
-            bump(&mut self.core.counters_mut().coalesced, count);
+            self.core.count_coalesced(count);
         }
         if let Some(train) = self.trains.get_mut(usize::from(like.leg)) {
             *train = None;
@@ -522,54 +566,77 @@ impl Engine {
         }
     }
 
-    /// Finds a slot for a packet, copies it there and gives it its place in the ring.
-    #[inline]
-    fn place(
+    fn end_run(&mut self, run: &mut Option<Run>) {
+        if let Some(run) = run.take() {
+            self.core.end_run(&run);
+        }
+    }
+
+    /// Finds a slot for a packet, copies it there and gives it its place in the ring. One that is not of the
+    /// `run` ends it.
+    #[inline(always)]
+    fn place<B: Bytes>(
         &mut self,
         memory: &Memory,
+        ring: &RingView<'_>,
         packet: &mut Packet,
         now_ns: u64,
-        bytes: &mut impl Bytes,
+        bytes: &mut B,
+        run: &mut Option<Run>,
     ) -> Outcome {
         if self.must_look() {
             self.observe_readers(memory, now_ns);
         }
-        let mut slots = [0];
-        if self.core.take_slots(&mut slots) == 0 {
+        let Some(slot) = self.core.take_slot() else {
+            self.end_run(run);
             self.core.without_slot(bytes.head().bytes());
             return Outcome::Taken;
-        }
-        let [slot] = slots;
+        };
         packet.slot = slot;
         // SAFETY: The slot was taken from the free ones, and is nobody's but ours until the verdict.
         let space = unsafe { memory.slot(slot) };
-        let head;
-        let bytes = match space.get_mut(..packet.len as usize) {
+        let verdict = match space.get_mut(..packet.len as usize) {
             Some(space) => {
                 packet.truncated = false;
                 if !bytes.copy(space) {
                     self.core.give_back(slot);
                     return Outcome::Left;
                 }
-                &*space
+                let taken = match run {
+                    Some(run) => self.core.take_of_run(run, ring, packet, space),
+                    None => self.core.take_steadily(ring, packet, space),
+                };
+                if taken {
+                    return Outcome::Taken;
+                }
+                self.end_run(run);
+                self.sort::<B>(memory, packet, space)
             }
             None => {
                 packet.truncated = true;
-                head = bytes.head();
-                head.bytes()
+                let head = bytes.head();
+                self.end_run(run);
+                self.sort::<B>(memory, packet, head.bytes())
             }
         };
-        match self.core.packet(&memory.ring(), packet, bytes) {
-            Verdict::Kept => return Outcome::Taken,
-            Verdict::Free => {}
-            // A filter left less of it than a header.
-            Verdict::Passed(_) => {
-                self.core.give_back(slot);
-                return Outcome::Left;
-            }
+        if verdict != Verdict::Kept {
+            self.core.give_back(slot);
         }
-        self.core.give_back(slot);
-        Outcome::Taken
+        match verdict {
+            Verdict::Kept | Verdict::Free => Outcome::Taken,
+            // A filter left less of it than a header.
+            Verdict::Passed(_) => Outcome::Left,
+        }
+    }
+
+    /// A packet that is not plainly the next one.
+    #[inline(never)]
+    fn sort<B: Bytes>(&mut self, memory: &Memory, packet: &Packet, bytes: &[u8]) -> Verdict {
+        if B::is_still(bytes) {
+            self.core.packet(&memory.ring(), packet, bytes)
+        } else {
+            Verdict::Passed(Kind::Other)
+        }
     }
 
     /// Whether a packet came coalesced with others: more of its train follow, or it is the last of one.
@@ -623,13 +690,15 @@ impl Engine {
         if now_ns.saturating_sub(self.looked_ns) >= HOUSEKEEPING_NS {
             self.look_around(memory, now_ns);
         }
-        self.observe_readers(memory, now_ns);
+        // As they were after the packets before, unless that makes a difference.
+        if self.must_look() || self.core.is_fuller() {
+            self.observe_readers(memory, now_ns);
+        }
         self.core.tally();
-        self.publish_figures(memory, now_ns);
-        let ring = memory.ring();
+        self.core.publish_figures(memory, now_ns);
         let before = self.published;
         let demoted = self.core.counted().readers_demoted;
-        if self.core.flush(&ring, now_ns) {
+        if self.core.show(&memory.ring(), now_ns) {
             self.published = self.core.head();
             trace::publish(self.id, self.published, self.published.wrapping_sub(before));
         }
@@ -644,7 +713,7 @@ impl Engine {
             self.publish_figures(memory, now_ns);
         }
         self.publish_readers(memory);
-        [self.core.next_deadline(), patience_ns].into_iter().flatten().min()
+        earlier(self.core.next_deadline(), patience_ns)
     }
 
     fn reader_indices(&self) -> impl Iterator<Item = usize> {
@@ -657,21 +726,35 @@ impl Engine {
     }
 
     /// Believes what is true of the readers' tails, each loaded once.
+    #[inline]
     fn observe_readers(&mut self, memory: &Memory, now_ns: u64) {
         let mut moved = false;
-        for reader in self.reader_indices() {
+        for reader in bits(self.readers) {
             let tail = memory.control(reader).position.load_acquire();
-            let Some(seen) = self.tails.get_mut(reader) else { continue };
-            // What is not true yet may become so.
-            if *seen != tail && self.core.observe_tail(reader, tail, now_ns) {
-                *seen = tail;
-                moved = true;
-            }
+            moved |= self.observe_tail(reader, tail, now_ns);
         }
         // A new reader, and one that keeps the ring full, are looked at there.
-        if !moved && !self.must_look() {
-            return;
+        if moved || self.must_look() {
+            self.follow_readers(memory);
         }
+    }
+
+    /// Believes a reader's tail, if that is true. Returns whether it is news.
+    #[inline]
+    fn observe_tail(&mut self, reader: usize, tail: u64, now_ns: u64) -> bool {
+        let Some(seen) = self.seen.get_mut(reader) else { return false };
+        // What is not true yet may become so.
+        let moved = seen.tail != tail && self.core.observe_tail(reader, tail, now_ns);
+        if moved {
+            seen.tail = tail;
+            seen.woken = false;
+        }
+        moved
+    }
+
+    /// Learns from the tails that were believed what may be written, and what was consumed.
+    #[inline(never)]
+    fn follow_readers(&mut self, memory: &Memory) {
         self.core.refresh_limit();
         let slowest = self.slowest();
         // No packet takes more positions than the window.
@@ -722,51 +805,78 @@ impl Engine {
         }
     }
 
-    /// Wakes readers whose threshold is reached or whose patience is over. Returns whether it woke any,
-    /// and when the next one's patience will be over.
+    /// Looks at what readers say, and wakes those whose threshold is reached or whose patience is over. Returns
+    /// whether it woke any, and when the next one's patience will be over.
+    #[inline]
     fn wake_readers(
         &mut self,
         memory: &Memory,
         waits: &[WaitQueue; READERS_MAX],
         now_ns: u64,
     ) -> (bool, Option<u64>) {
-        let head = self.core.head();
         let mut next_ns: Option<u64> = None;
         let mut woken = false;
-        for reader in self.reader_indices() {
-            let Some((patience, wait)) = self.patience.get_mut(reader).zip(waits.get(reader))
-            else {
-                continue;
-            };
+        for reader in bits(self.readers) {
             // After the head was published, with a full fence between.
             let control = memory.control(reader);
-            let tail = control.position.load();
-            let wake_at = wake_position(tail, control.wake_at.load());
-            if tail == head {
-                *patience = Patience { due_ns: None, over: false };
+            let (tail, wake_at) = (control.position.load_acquire(), control.wake_at.load());
+            let Some(seen) = self.seen.get(reader) else { continue };
+            if seen.woken && seen.tail == tail && seen.wake_at == wake_at {
                 continue;
             }
-            let mut wake = self.core.should_wake(reader, wake_at);
-            if head.wrapping_sub(wake_at) as i64 >= 0 {
-                patience.due_ns = None;
-            } else if self.max_latency_ns > 0 && !patience.over {
-                let due_ns =
-                    *patience.due_ns.get_or_insert(now_ns.saturating_add(self.max_latency_ns));
-                if due_ns <= now_ns {
-                    *patience = Patience { due_ns: None, over: true };
-                    wake = true;
-                } else {
-                    next_ns = Some(next_ns.map_or(due_ns, |next_ns| next_ns.min(due_ns)));
-                }
+            if self.observe_tail(reader, tail, now_ns) {
+                self.follow_readers(memory);
             }
-            woken |= wake;
-            if wake {
-                bump(&mut self.core.counters_mut().wakeups, 1);
-                trace::wake(self.id, reader as u32, head);
-                wait.wake(READABLE);
+            let due_ns = self.look_at(reader, tail, wake_at, now_ns);
+            if due_ns.is_some_and(|due_ns| due_ns <= now_ns) {
+                woken = true;
+                self.wake(reader, waits);
+            } else {
+                next_ns = earlier(next_ns, due_ns);
             }
         }
         (woken, next_ns)
+    }
+
+    /// Decides when a reader that says this is to be woken: at `now_ns` if now, and `None` if for something
+    /// that is not there yet, or not again.
+    #[inline(never)]
+    fn look_at(&mut self, reader: usize, tail: u64, wake_at: u64, now_ns: u64) -> Option<u64> {
+        let head = self.core.head();
+        let (Some(patience), Some(seen)) =
+            (self.patience.get_mut(reader), self.seen.get_mut(reader))
+        else {
+            return None;
+        };
+        seen.woken = false;
+        if tail == head {
+            *patience = Patience { due_ns: None, over: false };
+            return None;
+        }
+        let position = wake_position(tail, wake_at);
+        let wake = self.core.should_wake(reader, position);
+        if head.wrapping_sub(position) as i64 >= 0 {
+            patience.due_ns = None;
+            seen.wake_at = wake_at;
+            seen.woken = true;
+            return wake.then_some(now_ns);
+        }
+        if self.max_latency_ns == 0 || patience.over {
+            return None;
+        }
+        let due_ns = *patience.due_ns.get_or_insert(now_ns.saturating_add(self.max_latency_ns));
+        if due_ns <= now_ns {
+            *patience = Patience { due_ns: None, over: true };
+        }
+        Some(due_ns)
+    }
+
+    fn wake(&mut self, reader: usize, waits: &[WaitQueue; READERS_MAX]) {
+        bump(&mut self.core.counters_mut().wakeups, 1);
+        trace::wake(self.id, reader as u32, self.core.head());
+        if let Some(wait) = waits.get(reader) {
+            wait.wake(READABLE);
+        }
     }
 
     /// What poll says to `reader`, and when its patience will be over if it has to wait.
@@ -792,13 +902,23 @@ impl Engine {
     }
 
     /// Writes what the status part says.
+    #[inline(never)]
     fn publish_figures(&mut self, memory: &Memory, now_ns: u64) {
         self.core.publish_figures(memory, now_ns);
     }
 
     /// Writes those status pages of readers that say something else by now.
+    #[inline]
     fn publish_readers(&mut self, memory: &Memory) {
-        for reader in bits(self.core.take_changed_readers()) {
+        let changed = self.core.take_changed_readers();
+        if changed != 0 {
+            self.publish_status(memory, changed);
+        }
+    }
+
+    #[inline(never)]
+    fn publish_status(&self, memory: &Memory, readers: u32) {
+        for reader in bits(readers) {
             let status = self.core.readers().status(reader);
             memory.reader_status(reader).publish(&status.to_words());
         }
@@ -840,8 +960,8 @@ impl Engine {
         let fit = |reader| memory.is_free(reader);
         let reader = readers.add_where(fit, mode, demotable, head, now_ns).ok_or(ENOSPC)?;
         self.readers |= bit(reader);
-        if let Some(tail) = self.tails.get_mut(reader) {
-            *tail = head;
+        if let Some(seen) = self.seen.get_mut(reader) {
+            *seen = Seen::new(head);
         }
         if let Some(patience) = self.patience.get_mut(reader) {
             *patience = Patience { due_ns: None, over: false };

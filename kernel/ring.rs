@@ -34,7 +34,7 @@ pub(crate) mod source;
 #[path = "../ring/src/staging.rs"]
 pub(crate) mod staging;
 #[path = "../ring/src/steady.rs"]
-mod steady;
+pub(crate) mod steady;
 #[path = "../ring/src/table.rs"]
 pub(crate) mod table;
 #[path = "../ring/src/transmit.rs"]

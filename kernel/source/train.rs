@@ -16,7 +16,7 @@ use kernel::prelude::*;
 
 use crate::engine::{Bytes, Head, HEAD};
 use crate::primitives::copy_bytes;
-use crate::ring::header::{self, Kind, FIXED_LEN};
+use crate::ring::header::{self, FIXED_LEN};
 
 /// Reads a train from front to back.
 pub(crate) struct Train<'a> {
@@ -111,15 +111,15 @@ impl Train<'_> {
     /// Whether the packets that are left are RTP, all of them.
     pub(crate) fn is_rtp(&mut self) -> bool {
         while let Some(len) = self.next_packet() {
-            let kind = if self.has_block() && self.left.min(len) as usize >= FIXED_LEN {
-                let first = self.block.cast::<[u8; FIXED_LEN]>();
+            let is_rtp = if self.has_block() && self.left.min(len) as usize >= FIXED_LEN {
+                let first = self.block.cast::<[u8; 2]>();
                 // SAFETY: As many bytes are at hand; they are read once. No more of them tell RTP from what
                 // it is not.
-                header::classify(&unsafe { first.read_volatile() })
+                header::is_rtp_start(unsafe { first.read_volatile() })
             } else {
-                header::classify(self.head().bytes())
+                header::is_rtp(self.head().bytes())
             };
-            if kind != Kind::Rtp {
+            if !is_rtp {
                 return false;
             }
         }
@@ -168,10 +168,13 @@ impl Bytes for Train<'_> {
         }
     }
 
-    /// Copies the packet, if it is still RTP.
     #[inline]
     fn copy(&mut self, to: &mut [u8]) -> bool {
-        self.copy_next(to) && header::classify(to) == Kind::Rtp
+        self.copy_next(to)
+    }
+
+    fn is_still(copy: &[u8]) -> bool {
+        header::is_rtp(copy)
     }
 }
 

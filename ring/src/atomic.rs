@@ -10,10 +10,10 @@ use core::sync::atomic;
 #[cfg(loom)]
 use loom::sync::atomic;
 
-#[cfg(kernel)]
-use ::kernel::sync::barrier;
 #[cfg(all(kernel, not(target_arch = "x86_64")))]
 use ::kernel::sync::atomic::ordering as kernel_order;
+#[cfg(kernel)]
+use ::kernel::sync::barrier;
 #[cfg(not(kernel))]
 use atomic::{fence, Ordering};
 

@@ -11,6 +11,7 @@
 use core::mem::offset_of;
 
 use super::abi::{LegFigures, SourceFigures, StreamCounters};
+use super::atomic::Word;
 use super::source::Source;
 use super::view::Block;
 
@@ -35,14 +36,19 @@ pub(super) enum Changed {
     Anything,
 }
 
-/// The word of a block at this byte of it.
-const fn word(offset: usize) -> usize {
-    offset / 8
+/// Writes the word of a block that is at this byte of it.
+#[inline]
+fn put<const WORDS: usize>(words: &[Word; WORDS], offset: usize, value: u64) {
+    if let Some(word) = words.get(offset / 8) {
+        word.store(value);
+    }
 }
 
 macro_rules! update {
     ($block:expr, $type:ident { $($field:ident: $value:expr,)* }) => {
-        $block.update::<{ $type::WORDS }, _>([$((word(offset_of!($type, $field)), $value),)*])
+        $block.update::<{ $type::WORDS }>(|words| {
+            $(put(words, offset_of!($type, $field), $value);)*
+        })
     };
 }
 
@@ -62,6 +68,7 @@ pub(super) fn publish_plain_counters(
             unique: counters.unique,
             bytes: counters.bytes,
             expected: expected,
+            coalesced: counters.coalesced,
             high_watermark: counters.high_watermark,
             updated_ns: now_ns,
         }

@@ -18,6 +18,8 @@ pub const PROFILE_ONE_BYTE: u16 = 0xBEDE;
 /// `profile` of the two-byte form, its low four bits zero (RFC 8285 §4.3).
 pub const PROFILE_TWO_BYTE: u16 = 0x1000;
 
+/// The upper bits of RTCP packet types 192 to 223.
+const RTCP_TYPES: u8 = 6;
 /// Magic cookie of STUN (RFC 8489 §5).
 const STUN_COOKIE: [u8; 4] = 0x2112_A442_u32.to_be_bytes();
 /// Bytes of a STUN header (RFC 8489 §5).
@@ -45,7 +47,33 @@ pub enum Kind {
 /// The first byte alone puts much into the range of STUN or DTLS that is neither (PTP for one), so
 /// STUN needs its magic cookie, and a DTLS record its version. DTLS 1.3 ciphertext (first bytes 32
 /// to 63, RFC 9147 §4) has nothing further to recognise.
+#[inline]
 pub fn classify(packet: &[u8]) -> Kind {
+    if is_rtp(packet) {
+        Kind::Rtp
+    } else {
+        classify_other(packet)
+    }
+}
+
+/// Whether a datagram is RTP: version 2, room for a fixed header, and no packet type of RTCP (RFC 5761
+/// §4: payload types 64 to 95 with the marker bit are 192 to 223).
+#[inline]
+pub fn is_rtp(packet: &[u8]) -> bool {
+    match packet.first_chunk::<FIXED_LEN>() {
+        Some([first, second, ..]) => is_rtp_start([*first, *second]),
+        None => false,
+    }
+}
+
+/// Whether a datagram with room for a fixed header that begins with these bytes is RTP.
+#[inline]
+pub const fn is_rtp_start([first, second]: [u8; 2]) -> bool {
+    first >> 6 == VERSION && second >> 5 != RTCP_TYPES
+}
+
+/// What is no RTP.
+fn classify_other(packet: &[u8]) -> Kind {
     match packet {
         [0..=3, _, _, _, cookie @ ..]
             if packet.len() >= STUN_LEN && cookie.starts_with(&STUN_COOKIE) =>
@@ -54,9 +82,7 @@ pub fn classify(packet: &[u8]) -> Kind {
         }
         [20..=31, 0xFE, ..] if packet.len() >= DTLS_RECORD_LEN => Kind::Dtls,
         [32..=63, ..] => Kind::Dtls,
-        // Payload types 64 to 95 with the marker bit are RTCP packet types 192 to 223.
         [128..=191, 192..=223, _, _, ..] => Kind::Rtcp,
-        [128..=191, ..] if packet.len() >= FIXED_LEN => Kind::Rtp,
         _ => Kind::Other,
     }
 }

@@ -27,7 +27,7 @@
 //! | [`table`] | the source table |
 //! | [`follow`] | which source an ordered stream follows |
 //! | [`staging`] | which position a packet of an ordered stream gets |
-//! | [`receive`], `ordered`, `steady` | a receive stream: all of the above put together |
+//! | [`receive`], [`steady`], `ordered` | a receive stream: all of the above put together |
 //! | [`transmit`] | a transmit stream: the engine as consumer of what its user writes |
 //! | [`pattern`] | what the simulated source sends |
 //! | [`pace`] | when the next packets of a transmit stream are due |
@@ -58,7 +58,7 @@ pub mod reader;
 pub mod receive;
 pub mod source;
 pub mod staging;
-mod steady;
+pub mod steady;
 pub mod table;
 pub mod transmit;
 pub mod view;

@@ -41,7 +41,7 @@ impl Producer {
     /// Tells readers that everything up to and including `position` is being written, which takes
     /// what stands a ring before it from lossy readers. Comes before any write to those positions'
     /// descriptors, and before the slots that held those packets are given to anybody.
-    #[inline]
+    #[inline(always)]
     pub fn claim_up_to(&mut self, view: &RingView<'_>, position: u64) {
         let claim = position.wrapping_add(1);
         if claim.wrapping_sub(self.claim) as i64 > 0 {
@@ -52,7 +52,7 @@ impl Producer {
     }
 
     /// Writes the descriptor of a claimed position.
-    #[inline]
+    #[inline(always)]
     pub fn write(&self, view: &RingView<'_>, position: u64, descriptor: &Descriptor) {
         view.store(position, descriptor);
     }

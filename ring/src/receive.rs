@@ -274,6 +274,12 @@ impl<M: Memory> ReceiveCore<M> {
         taken
     }
 
+    /// Takes one free slot.
+    #[inline]
+    pub fn take_slot(&mut self) -> Option<u32> {
+        self.staging.free().pop()
+    }
+
     /// Gives back a slot from [`take_slots`](Self::take_slots) that no packet was kept in.
     pub fn give_back(&mut self, slot: u32) {
         self.staging.free().push(slot);
@@ -335,10 +341,14 @@ impl<M: Memory> ReceiveCore<M> {
         self.disturb();
         let before = core::mem::replace(&mut self.changed, Changes::ALL);
         self.plain = false;
+        let source = self.table.latest_at();
         let verdict = self.take(view, packet, bytes);
         if self.plain {
             self.changed = before.and_plain();
-            self.calm(packet);
+            // Two in a row: more may follow.
+            if self.table.latest_at() == source {
+                self.calm(packet);
+            }
         }
         verdict
     }
@@ -361,6 +371,10 @@ impl<M: Memory> ReceiveCore<M> {
         if !self.config.filter.takes(&header, &packet.flow, packet.leg) {
             bump(&mut self.counters.dropped_filtered);
             return Verdict::Free;
+        }
+        if self.take_known(view, packet, &header) {
+            self.plain = true;
+            return Verdict::Kept;
         }
         let descriptor = describe(packet, &header);
         let key = Key { flow: packet.flow, ssrc: header.ssrc, leg: packet.leg };
@@ -533,7 +547,15 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// When [`expire`](Self::expire) has something to do, CLOCK_MONOTONIC in nanoseconds. It may have
     /// nothing to do yet when that time comes; ask again then.
+    #[inline]
     pub fn next_deadline(&mut self) -> Option<u64> {
+        if self.steady.is_some() {
+            return None;
+        }
+        self.next_due()
+    }
+
+    fn next_due(&mut self) -> Option<u64> {
         match (self.staging.next_deadline(), self.switch_due()) {
             (Some(gap), Some(switch)) => Some(gap.min(switch)),
             (gap, switch) => gap.or(switch),
@@ -542,6 +564,7 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// Counts what the next [`flush`](Self::flush) makes visible, so that the figures can be published
     /// before it: a reader then never has more than they tell.
+    #[inline]
     pub fn tally(&mut self) {
         let tally = self.staging.take_tally();
         if (tally.lost_positions, tally.epochs) != (0, 0) {
@@ -550,16 +573,31 @@ impl<M: Memory> ReceiveCore<M> {
         add(&mut self.counters.published, tally.published);
         add(&mut self.counters.gap_positions, tally.lost_positions);
         add(&mut self.counters.epochs, tally.epochs);
-        if let Some(room) = self.room() {
-            let used = u64::from(self.slot_count).saturating_sub(room);
-            self.counters.high_watermark = self.counters.high_watermark.max(used);
-        }
+        self.counters.high_watermark = self.counters.high_watermark.max(self.used());
+    }
+
+    /// Positions that a reliable reader may still be reading, or are being written; 0 without one.
+    #[inline]
+    fn used(&self) -> u64 {
+        self.room().map_or(0, |room| u64::from(self.slot_count).saturating_sub(room))
+    }
+
+    /// Whether more positions are in use than ever before, as far as the tails that were looked at tell.
+    #[inline]
+    pub fn is_fuller(&self) -> bool {
+        self.used() > self.counters.high_watermark
     }
 
     /// Makes everything placed so far visible and accounts for readers that were overrun. Returns
     /// whether readers have something new.
     pub fn flush(&mut self, view: &RingView<'_>, now_ns: u64) -> bool {
         self.tally();
+        self.show(view, now_ns)
+    }
+
+    /// [`flush`](Self::flush) where nothing came since [`tally`](Self::tally).
+    #[inline]
+    pub fn show(&mut self, view: &RingView<'_>, now_ns: u64) -> bool {
         let news = self.staging.publish(view);
         if self.readers.is_full(self.staging.claim(), self.slot_count) {
             self.account_for_readers(now_ns);
@@ -568,6 +606,7 @@ impl<M: Memory> ReceiveCore<M> {
     }
 
     /// Readers that were overrun, and those that have kept the ring full for too long.
+    #[inline(never)]
     fn account_for_readers(&mut self, now_ns: u64) {
         let claim = self.staging.claim();
         self.readers.lap(claim, self.slot_count);
@@ -646,21 +685,32 @@ impl<M: Memory> ReceiveCore<M> {
         );
         let legs = usize::from(self.config.legs);
         match changed.counters {
-            Changed::Anything => to.counters().publish(&self.counters(now_ns).to_words()),
+            Changed::Anything => self.publish_counters(to, now_ns),
             _ => publish_plain_counters(&to.counters(), &self.counters, self.expected(), now_ns),
         }
         match changed.legs {
             Changed::Nothing => {}
             Changed::Plain if legs == 1 => self.publish_plain_leg(to),
             Changed::Plain => {}
-            Changed::Anything => {
-                (0..legs).for_each(|leg| to.leg(leg).publish(&self.leg_figures(leg).to_words()));
-            }
+            Changed::Anything => self.publish_legs(to),
         }
         self.table.publish(to);
     }
 
+    #[inline(never)]
+    fn publish_counters(&self, to: &impl FigureBlocks, now_ns: u64) {
+        to.counters().publish(&self.counters(now_ns).to_words());
+    }
+
+    #[inline(never)]
+    fn publish_legs(&self, to: &impl FigureBlocks) {
+        for leg in 0..usize::from(self.config.legs) {
+            to.leg(leg).publish(&self.leg_figures(leg).to_words());
+        }
+    }
+
     /// Of a stream with one leg.
+    #[inline]
     fn publish_plain_leg(&self, to: &impl FigureBlocks) {
         let [leg, ..] = &self.legs;
         let source = self.table.get(leg.source).filter(|_| self.config.order.is_some());
@@ -692,6 +742,13 @@ impl<M: Memory> ReceiveCore<M> {
     pub fn counters_mut(&mut self) -> &mut StreamCounters {
         self.changed.counters = Changed::Anything;
         &mut self.counters
+    }
+
+    /// So many packets came coalesced with others.
+    #[inline]
+    pub fn count_coalesced(&mut self, count: u64) {
+        add(&mut self.counters.coalesced, count);
+        self.changed = self.changed.and_plain();
     }
 
     /// The counters that are kept: of those that [`counters`](Self::counters) derives, nothing.

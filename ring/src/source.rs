@@ -86,11 +86,11 @@ impl Seen {
             marker: header.marker,
         }
     }
+}
 
-    /// Comfort noise (RFC 3389; 19 before it): sent when there is something to say.
-    const fn is_comfort_noise(&self) -> bool {
-        matches!(self.payload_type, 13 | 19)
-    }
+/// Comfort noise (RFC 3389; 19 before it): sent when there is something to say.
+const fn is_comfort_noise(payload_type: u8) -> bool {
+    matches!(payload_type, 13 | 19)
 }
 
 /// What a packet was, with its extended sequence number: the packet's own 16 bits below, cycles
@@ -401,12 +401,15 @@ impl Source {
 
     /// Whether this is the number after the highest, with nothing else to decide: then
     /// [`observe_next`](Self::observe_next) does.
-    pub(super) const fn is_next(&self, sequence: u16) -> bool {
-        self.started && !self.has_stray() && sequence == (self.highest as u16).wrapping_add(1)
+    pub(super) const fn is_next(&self, sequence: u16, payload_type: u8) -> bool {
+        self.started
+            && !self.has_stray()
+            && !is_comfort_noise(payload_type)
+            && sequence == (self.highest as u16).wrapping_add(1)
     }
 
     /// [`observe`](Self::observe) of such a packet. Returns its extended sequence number.
-    #[inline]
+    #[inline(always)]
     pub(super) fn observe_next(&mut self, seen: &Seen) -> u64 {
         let ext = self.highest.wrapping_add(1);
         self.observe_pace(seen.arrival_ns);
@@ -418,7 +421,7 @@ impl Source {
         self.unique = self.unique.wrapping_add(1);
         self.bytes = self.bytes.wrapping_add(seen.payload_len.into());
         self.last = self.top;
-        self.jitter.observe(seen, self.clock_rate);
+        self.jitter.observe_sound(seen, self.clock_rate);
         ext
     }
 
@@ -572,10 +575,12 @@ impl Source {
     }
 
     /// Averages the time from one number to the next: plainly at first, then sliding.
-    #[inline]
+    #[inline(always)]
     fn observe_pace(&mut self, arrival_ns: u64) {
         let gap = arrival_ns.saturating_sub(self.top.arrival_ns);
-        self.pace_count = self.pace_count.saturating_add(1).min(PACE_GAPS);
+        if self.pace_count < PACE_GAPS {
+            self.pace_count = self.pace_count.wrapping_add(1);
+        }
         let count = self.pace_count;
         let gain = |ns: u64| match count {
             PACE_GAPS => ns / PACE_GAPS,
@@ -697,11 +702,24 @@ impl Jitter {
     /// with the marker bit (the first of a talkspurt, the last of a frame), comfort noise and what
     /// follows it. In the mean they weigh as the mean so far. Packets stamped before the first one
     /// are left out altogether. (These are tshark's rules, so that the figures can be compared.)
-    #[inline]
     fn observe(&mut self, seen: &Seen, clock_rate: u32) {
-        let comfort_noise = seen.is_comfort_noise();
-        let irregular = comfort_noise || self.after_comfort_noise || seen.marker;
-        self.after_comfort_noise = comfort_noise;
+        if is_comfort_noise(seen.payload_type) {
+            self.after_comfort_noise = true;
+            self.sample(seen, clock_rate, true);
+        } else {
+            self.observe_sound(seen, clock_rate);
+        }
+    }
+
+    /// A packet that is no comfort noise.
+    #[inline(always)]
+    fn observe_sound(&mut self, seen: &Seen, clock_rate: u32) {
+        let after_comfort_noise = core::mem::take(&mut self.after_comfort_noise);
+        self.sample(seen, clock_rate, after_comfort_noise || seen.marker);
+    }
+
+    #[inline(always)]
+    fn sample(&mut self, seen: &Seen, clock_rate: u32, irregular: bool) {
         if clock_rate == 0 {
             return;
         }
@@ -814,7 +832,7 @@ mod tests {
                 seen.payload_len = 100 + u32::from(kind);
                 (seen.payload_type, seen.marker) = (12 + kind % 4, kind == 7);
                 let step = long.observe(&seen, 100);
-                if short.is_next(seen.sequence) {
+                if short.is_next(seen.sequence, seen.payload_type) {
                     next += 1;
                     let ext = short.observe_next(&seen);
                     prop_assert_eq!(step, Step::Next { ext });

@@ -433,7 +433,7 @@ where
 
     /// [`append`](Self::append), or [`place`](Self::place) at the next position, where
     /// [`is_plain`](Self::is_plain).
-    #[inline]
+    #[inline(always)]
     pub(super) fn append_plainly(
         &mut self,
         view: &RingView<'_>,

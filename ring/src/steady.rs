@@ -7,10 +7,10 @@
 //! packet means calls [`disturb`](ReceiveCore::disturb), and the packet after goes the long way.
 
 use super::abi::{flag, Descriptor};
-use super::header::{self, FIXED_LEN};
+use super::header::{self, RtpHeader, FIXED_LEN};
 use super::receive::{add, bump, Memory, Packet, ReceiveCore};
 use super::source::Seen;
-use super::table::Flow;
+use super::table::{Flow, Key};
 use super::view::RingView;
 
 /// Version and payload type in the first two bytes of an RTP header (RFC 3550 §5.1).
@@ -31,7 +31,7 @@ struct Fixed {
 }
 
 impl Fixed {
-    #[inline]
+    #[inline(always)]
     fn of(bytes: &[u8]) -> Option<Self> {
         let [a, b, c, d, e, f, g, h, i, j, k, l] = *bytes.first_chunk::<FIXED_LEN>()?;
         Some(Self {
@@ -43,6 +43,37 @@ impl Fixed {
 
     const fn kind(&self) -> u32 {
         self.front >> 16
+    }
+}
+
+/// A packet that is the next of its source.
+struct Next {
+    /// Its source's place in the table.
+    source: u16,
+    /// The stream's sequence number less the source's; in arrival order 0.
+    delta: u64,
+    marker: bool,
+    payload_type: u8,
+    timestamp: u32,
+    ssrc: u32,
+    payload_offset: u16,
+    payload_len: u32,
+}
+
+/// Packets of a train that went the short way and do not count yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    leg: u8,
+    count: u64,
+    bytes: u64,
+    last_ns: u64,
+}
+
+impl Run {
+    /// One packet.
+    #[inline(always)]
+    fn of(packet: &Packet, payload_len: u32) -> Self {
+        Self { leg: packet.leg, count: 1, bytes: payload_len.into(), last_ns: packet.arrival_ns }
     }
 }
 
@@ -61,12 +92,16 @@ pub(super) struct Steady {
 }
 
 impl Steady {
-    #[inline]
-    fn is(&self, packet: &Packet, fixed: &Fixed) -> bool {
-        fixed.front & (VERSION_AND_TYPE << 16 | 0xffff) == self.front
-            && fixed.ssrc == self.ssrc
-            && packet.leg == self.leg
-            && packet.flow == self.flow
+    /// Whether a packet came the same way.
+    #[inline(always)]
+    fn is_for(&self, packet: &Packet) -> bool {
+        packet.leg == self.leg && packet.flow == self.flow
+    }
+
+    /// Whether such a packet is the next one.
+    #[inline(always)]
+    fn is_next(&self, fixed: &Fixed) -> bool {
+        fixed.front & (VERSION_AND_TYPE << 16 | 0xffff) == self.front && fixed.ssrc == self.ssrc
     }
 
     /// Goes on to the packet after.
@@ -78,7 +113,7 @@ impl Steady {
 }
 
 /// Where the payload of an RTP packet begins, and its length.
-#[inline]
+#[inline(always)]
 fn payload(fixed: &Fixed, bytes: &[u8]) -> Option<(u16, u32)> {
     if fixed.kind() & PARTS == 0 {
         return Some((FIXED_LEN as u16, bytes.len().wrapping_sub(FIXED_LEN) as u32));
@@ -117,7 +152,8 @@ impl<M: Memory> ReceiveCore<M> {
         // With the marker bit, 64 to 95 are RTCP.
         let distinct = entry.payload_type & 0x60 != 0x40;
         let next = (own as u16).wrapping_add(1);
-        let plain = distinct && self.staging.is_plain() && entry.source.is_next(next);
+        let plain =
+            distinct && self.staging.is_plain() && entry.source.is_next(next, entry.payload_type);
         plain.then_some(Steady {
             front: kind << 16 | u32::from(next),
             ssrc: entry.key.ssrc,
@@ -128,72 +164,360 @@ impl<M: Memory> ReceiveCore<M> {
         })
     }
 
-    /// Takes the packet if it may go the short way, and there is room.
+    /// Takes the packet, which is kept then, if it may go the short way and there is room.
+    /// [`packet`](Self::packet) does the same and goes the long way otherwise.
+    #[inline(always)]
+    pub fn take_steadily(&mut self, view: &RingView<'_>, packet: &Packet, bytes: &[u8]) -> bool {
+        if packet.truncated || !self.is_steady_for(packet) {
+            return false;
+        }
+        let Some(payload_len) = self.take_like(view, packet, bytes) else { return false };
+        bump(&mut self.counters.received);
+        self.count_plainly(&Run::of(packet, payload_len));
+        true
+    }
+
+    /// Packets come that have everything in common with this one but their bytes, slots and times: the next
+    /// ones may go the short way one after the other. `None`: not the next one.
     #[inline]
-    pub(super) fn take_steadily(
+    pub fn begin_run(&self, like: &Packet) -> Option<Run> {
+        self.is_steady_for(like).then_some(Run { leg: like.leg, count: 0, bytes: 0, last_ns: 0 })
+    }
+
+    /// [`take_steadily`](Self::take_steadily) of a packet of a run, which is not truncated. It counts when the
+    /// run [ends](Self::end_run), which it does before any other packet and before anyone looks.
+    #[inline(never)]
+    pub fn take_of_run(
         &mut self,
+        run: &mut Run,
         view: &RingView<'_>,
         packet: &Packet,
         bytes: &[u8],
     ) -> bool {
-        let Some(steady) = &mut self.steady else { return false };
-        let Some(fixed) = Fixed::of(bytes) else { return false };
-        let fits = !packet.truncated && packet.len <= self.config.slot_stride;
-        if !steady.is(packet, &fixed) || !fits || !self.staging.has_room(self.limit) {
+        let Some(payload_len) = self.take_like(view, packet, bytes) else { return false };
+        run.count = run.count.wrapping_add(1);
+        run.bytes = run.bytes.wrapping_add(payload_len.into());
+        run.last_ns = packet.arrival_ns;
+        true
+    }
+
+    /// The packets of a run count.
+    pub fn end_run(&mut self, run: &Run) {
+        if run.count > 0 {
+            add(&mut self.counters.received, run.count);
+            self.count_plainly(run);
+        }
+    }
+
+    #[inline(always)]
+    fn is_steady_for(&self, packet: &Packet) -> bool {
+        self.steady.as_ref().is_some_and(|steady| steady.is_for(packet))
+    }
+
+    /// Takes the packet if it is [for](Self::is_steady_for) the short way and has the right bytes. Returns
+    /// the length of its payload.
+    #[inline(always)]
+    fn take_like(&mut self, view: &RingView<'_>, packet: &Packet, bytes: &[u8]) -> Option<u32> {
+        let steady = self.steady.as_mut()?;
+        let fixed = Fixed::of(bytes)?;
+        let fits = packet.len <= self.config.slot_stride;
+        if !steady.is_next(&fixed) || !fits || !self.staging.has_room(self.limit) {
+            return None;
+        }
+        let (payload_offset, payload_len) = payload(&fixed, bytes)?;
+        let next = Next {
+            source: steady.source,
+            delta: steady.delta,
+            marker: fixed.kind() & MARKER != 0,
+            payload_type: fixed.kind() as u8 & 0x7f,
+            timestamp: fixed.timestamp,
+            ssrc: fixed.ssrc,
+            payload_offset,
+            payload_len,
+        };
+        steady.advance();
+        self.append_next(view, packet, &next).then_some(payload_len)
+    }
+
+    /// In arrival order, takes the packet, which is RTP and wanted, if it is the next of a source that is
+    /// known, and there is room: there may be thousands that take turns.
+    pub(super) fn take_known(
+        &mut self,
+        view: &RingView<'_>,
+        packet: &Packet,
+        header: &RtpHeader,
+    ) -> bool {
+        let plain = self.staging.is_plain() && self.staging.has_room(self.limit);
+        if self.config.order.is_some() || !plain {
             return false;
         }
-        let Some((payload_offset, payload_len)) = payload(&fixed, bytes) else { return false };
-        let Some(leg) = self.legs.get_mut(usize::from(packet.leg)) else { return false };
-        let Some(entry) = self.table.touch_plainly(steady.source) else { return false };
-        let marker = fixed.kind() & MARKER != 0;
-        let payload_type = fixed.kind() as u8 & 0x7f;
-        let own = entry.source.observe_next(&Seen {
-            sequence: fixed.front as u16,
-            timestamp: fixed.timestamp,
-            arrival_ns: packet.arrival_ns,
-            payload_len,
-            payload_type,
-            marker,
+        let key = Key { flow: packet.flow, ssrc: header.ssrc, leg: packet.leg };
+        let Some(source) = self.table.find_known(&key) else { return false };
+        let is_next = self.table.get(source).is_some_and(|entry| {
+            entry.payload_type == header.payload_type
+                && entry.source.is_next(header.sequence, header.payload_type)
         });
-        let sequence = own.wrapping_add(steady.delta);
-        let source = steady.source;
-        steady.advance();
+        let next = Next {
+            source,
+            delta: 0,
+            marker: header.marker,
+            payload_type: header.payload_type,
+            timestamp: header.timestamp,
+            ssrc: header.ssrc,
+            payload_offset: header.payload_offset as u16,
+            payload_len: header.payload_len as u32,
+        };
+        let took = is_next && self.append_next(view, packet, &next);
+        if took {
+            self.count_plainly(&Run::of(packet, next.payload_len));
+        }
+        took
+    }
+
+    /// What the next packet of a source does, but for being counted. `false`: nothing, as there is no such leg
+    /// or source.
+    #[inline(always)]
+    fn append_next(&mut self, view: &RingView<'_>, packet: &Packet, next: &Next) -> bool {
+        let Some(leg) = self.legs.get_mut(usize::from(packet.leg)) else { return false };
+        let Some(entry) = self.table.touch_plainly(next.source) else { return false };
+        let own = entry.source.observe_next(&Seen {
+            sequence: (entry.source.highest() as u16).wrapping_add(1),
+            timestamp: next.timestamp,
+            arrival_ns: packet.arrival_ns,
+            payload_len: next.payload_len,
+            payload_type: next.payload_type,
+            marker: next.marker,
+        });
+        let sequence = own.wrapping_add(next.delta);
         if self.config.order.is_some() {
             leg.last_ns = packet.arrival_ns;
             leg.latest = sequence;
             self.run.highest = sequence;
-        } else {
-            bump(&mut self.counters.expected);
         }
-        bump(&mut self.counters.received);
-        bump(&mut self.counters.unique);
-        add(&mut self.counters.bytes, payload_len.into());
-        bump(&mut leg.figures.received);
-        bump(&mut leg.figures.first);
-        add(&mut leg.figures.bytes, payload_len.into());
-        leg.figures.last_ns = packet.arrival_ns;
-        let mut flags = if marker { flag::MARKER } else { 0 };
-        if packet.coalesced {
-            flags |= flag::COALESCED_TIME;
-        }
+        let marker = if next.marker { flag::MARKER } else { 0 };
+        let coalesced = if packet.coalesced { flag::COALESCED_TIME } else { 0 };
         let descriptor = Descriptor {
             sequence,
             time_ns: packet.time_ns,
             slot: packet.slot,
             len: packet.len,
-            rtp_timestamp: fixed.timestamp,
-            ssrc: fixed.ssrc,
+            rtp_timestamp: next.timestamp,
+            ssrc: next.ssrc,
             count: 0,
-            source,
-            flags,
-            payload_offset,
-            payload_type,
+            source: next.source,
+            flags: marker | coalesced,
+            payload_offset: next.payload_offset,
+            payload_type: next.payload_type,
             leg: packet.leg,
-            payload_len,
+            payload_len: next.payload_len,
             reserved: [0; 2],
         };
         self.staging.append_plainly(view, &descriptor, packet.arrival_ns);
-        self.changed = self.changed.and_plain();
         true
+    }
+
+    /// Counts packets that were received.
+    #[inline(always)]
+    fn count_plainly(&mut self, run: &Run) {
+        let counters = &mut self.counters;
+        add(&mut counters.unique, run.count);
+        add(&mut counters.bytes, run.bytes);
+        if self.config.order.is_none() {
+            add(&mut counters.expected, run.count);
+        }
+        if let Some(leg) = self.legs.get_mut(usize::from(run.leg)) {
+            let figures = &mut leg.figures;
+            add(&mut figures.received, run.count);
+            add(&mut figures.first, run.count);
+            add(&mut figures.bytes, run.bytes);
+            figures.last_ns = run.last_ns;
+        }
+        self.changed = self.changed.and_plain();
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::abi::{LegFigures, SourceFigures, StreamCounters, DESC_WORDS};
+    use super::super::atomic::Word;
+    use super::super::follow::Held;
+    use super::super::receive::{Config, Filter, Storage, Verdict};
+    use super::super::staging::{Entry, Order};
+    use super::super::table::SourceEntry;
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    const POSITIONS: usize = 16;
+    const SLOTS: usize = 40;
+    const SLOT: usize = 256;
+
+    #[derive(Debug)]
+    struct Heap;
+
+    impl Memory for Heap {
+        type Entries = Vec<Entry>;
+        type Slots = Vec<u32>;
+        type Sources = Vec<SourceEntry>;
+        type Index = Vec<u16>;
+        type Held = Vec<Held>;
+    }
+
+    /// A stream with a reader that reads everything now and then.
+    struct Rig {
+        core: ReceiveCore<Heap>,
+        claim: Word,
+        head: Word,
+        descriptors: Vec<[Word; DESC_WORDS]>,
+    }
+
+    /// All that tells two streams apart, but for what they think of the next packet.
+    #[derive(Debug, PartialEq)]
+    struct State {
+        counters: StreamCounters,
+        leg: LegFigures,
+        sources: Vec<SourceFigures>,
+        positions: (u64, u64),
+        deadline: Option<u64>,
+        descriptors: Vec<Descriptor>,
+    }
+
+    impl Rig {
+        fn new(ordered: bool) -> Self {
+            let config = Config {
+                start: u64::MAX - 5,
+                slot_stride: SLOT as u32,
+                order: ordered.then_some(Order { reorder_ns: 5_000, window: 8 }),
+                legs: 1,
+                filter: Filter::default(),
+                clock_rates: [90_000; 128],
+                stall_ns: 1_000_000,
+                secret: [1, 2],
+            };
+            let storage = Storage {
+                entries: vec![Entry::EMPTY; POSITIONS],
+                slots: vec![0; SLOTS],
+                sources: vec![SourceEntry::FREE; 4],
+                index: vec![0; 8],
+                held: vec![Held::EMPTY; POSITIONS / 2],
+            };
+            let mut core = ReceiveCore::new(config, storage);
+            let start = core.head();
+            let reader =
+                core.readers_mut().add(super::super::producer::Mode::Reliable, false, start, 0);
+            assert_eq!(reader, Some(0));
+            core.refresh_limit();
+            Self {
+                core,
+                claim: Word::new(start),
+                head: Word::new(start),
+                descriptors: (0..POSITIONS)
+                    .map(|_| core::array::from_fn(|_| Word::new(0)))
+                    .collect(),
+            }
+        }
+
+        fn take(&mut self, packet: &Packet, bytes: &[u8], reads: bool) -> Verdict {
+            let view =
+                RingView { claim: &self.claim, head: &self.head, descriptors: &self.descriptors };
+            self.core.expire(&view, packet.arrival_ns);
+            let slot = self.core.take_slot().expect("more slots than are ever in use");
+            let packet = Packet { slot, ..*packet };
+            let verdict = match self.core.begin_run(&packet) {
+                Some(mut run) if packet.coalesced && !packet.truncated => {
+                    let took = self.core.take_of_run(&mut run, &view, &packet, bytes);
+                    self.core.end_run(&run);
+                    if took {
+                        Verdict::Kept
+                    } else {
+                        self.core.packet(&view, &packet, bytes)
+                    }
+                }
+                _ => self.core.packet(&view, &packet, bytes),
+            };
+            if verdict != Verdict::Kept {
+                self.core.give_back(slot);
+            }
+            self.core.flush(&view, packet.arrival_ns);
+            if reads {
+                let head = self.core.head();
+                self.core.observe_tail(0, head, packet.arrival_ns);
+                self.core.refresh_limit();
+            }
+            verdict
+        }
+
+        fn state(&mut self) -> State {
+            State {
+                counters: self.core.counters(0),
+                leg: self.core.leg_figures(0),
+                sources: (0..4).map(|at| self.core.source_figures(at)).collect(),
+                positions: (self.core.head(), self.core.claim()),
+                deadline: self.core.next_deadline(),
+                descriptors: self
+                    .descriptors
+                    .iter()
+                    .map(|words| {
+                        Descriptor::from_words(core::array::from_fn(|at| words[at].load()))
+                    })
+                    .collect(),
+            }
+        }
+    }
+
+    /// An RTP packet of `len` bytes whose first byte and payload type are these.
+    fn rtp(first: u8, kind: u8, sequence: u16, timestamp: u32, ssrc: u32, len: usize) -> Vec<u8> {
+        let mut bytes = vec![1; len];
+        header::build(&mut bytes, false, 0, sequence, timestamp, ssrc).expect("room");
+        bytes[0] = first;
+        bytes[1] = kind;
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn the_short_way_of_a_packet_leaves_what_the_long_one_does(
+            ordered: bool,
+            packets in prop::collection::vec(
+                (
+                    prop_oneof![12 => Just(1_u16), 2 => 0..4_u16, 1 => any::<u16>()],
+                    prop_oneof![12 => Just(0x80_u8), 1 => Just(0x90), 1 => Just(0xa0), 1 => Just(0x83), 1 => any::<u8>()],
+                    prop_oneof![12 => Just(96_u8), 2 => Just(96 | 0x80), 1 => Just(72), 1 => Just(72 | 0x80), 1 => Just(13)],
+                    prop_oneof![20 => Just(1_u32), 1 => Just(2)],
+                    prop_oneof![20 => 30..200_usize, 1 => 0..300_usize],
+                    (0..3_000_u64, prop_oneof![9 => Just(false), 1 => Just(true)], prop_oneof![3 => Just(true), 1 => Just(false)]),
+                ),
+                1..120,
+            ),
+        ) {
+            let (mut short, mut long) = (Rig::new(ordered), Rig::new(ordered));
+            let (mut sequence, mut now, mut took) = (65_500_u16, 1_000_000_u64, 0);
+            for (step, first, kind, ssrc, len, (passed, coalesced, reads)) in packets {
+                sequence = sequence.wrapping_add(step);
+                now += passed;
+                let bytes = rtp(first, kind, sequence, now as u32 / 100, ssrc, len.max(12));
+                let bytes = &bytes[..len];
+                let packet = Packet {
+                    slot: 0,
+                    len: len as u32,
+                    truncated: len > SLOT,
+                    coalesced,
+                    leg: 0,
+                    arrival_ns: now,
+                    time_ns: now + 7,
+                    flow: Flow { source_port: if len == 77 { 9 } else { 5 }, ..Flow::default() },
+                };
+                took += u32::from(short.core.steady.is_some());
+                long.core.disturb();
+                prop_assert_eq!(
+                    short.take(&packet, bytes, reads),
+                    long.take(&packet, bytes, reads)
+                );
+                long.core.disturb();
+                prop_assert_eq!(short.state(), long.state());
+            }
+            prop_assume!(took > 0);
+        }
     }
 }

@@ -232,10 +232,26 @@ where
         Some((entry, before))
     }
 
+    /// Where the entry found last stands.
+    #[inline]
+    pub(super) fn latest_at(&self) -> u16 {
+        self.latest
+    }
+
     /// The entry found last, with its place.
     pub(super) fn latest(&self) -> Option<(u16, &SourceEntry)> {
         let entry = self.get(self.latest).filter(|entry| entry.used)?;
         Some((self.latest, entry))
+    }
+
+    /// Finds `key`, which is then the latest.
+    #[inline]
+    pub(super) fn find_known(&mut self, key: &Key) -> Option<u16> {
+        let latest = self.entries.get(usize::from(self.latest));
+        if !latest.is_some_and(|entry| entry.used && entry.key == *key) {
+            self.latest = self.find(key)?;
+        }
+        Some(self.latest)
     }
 
     /// The entry at `at`, which is in use, to be shown the next packet of its sequence and nothing else.
@@ -253,12 +269,8 @@ where
     /// are not idle.
     #[inline]
     pub fn find_or_insert(&mut self, key: &Key, clock_rate: u32, now_ns: u64) -> Option<u16> {
-        let latest = self.entries.get(usize::from(self.latest));
-        if !latest.is_some_and(|entry| entry.used && entry.key == *key) {
-            self.latest = match self.find(key) {
-                Some(at) => at,
-                None => self.insert(key, clock_rate, now_ns)?,
-            };
+        if self.find_known(key).is_none() {
+            self.latest = self.insert(key, clock_rate, now_ns)?;
         }
         Some(self.latest)
     }
@@ -376,10 +388,15 @@ where
             let Some(entry) = self.next_dirty() else { return };
             match core::mem::take(&mut entry.changed) {
                 Changed::Plain => publish_plain_source(&to.source(at), &entry.source),
-                _ => to.source(at).publish(&entry.figures().to_words()),
+                _ => publish_source(to, at, entry),
             }
         }
     }
+}
+
+#[inline(never)]
+fn publish_source(to: &impl FigureBlocks, at: u16, entry: &SourceEntry) {
+    to.source(at).publish(&entry.figures().to_words());
 }
 
 #[cfg(all(test, not(loom)))]

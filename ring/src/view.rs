@@ -7,9 +7,11 @@
 use super::abi::{Descriptor, DESC_WORDS, SEQUENCE_WORDS};
 use super::atomic::{fence_read, fence_write, Word};
 
-/// Words of a descriptor that are moved: all, except under the model checker, whose state space
+/// Words of a descriptor that are written: all, except under the model checker, whose state space
 /// grows with every access. Three name sequence, time and slot.
-const MODELLED: usize = if cfg!(loom) { 3 } else { DESC_WORDS };
+const WRITTEN: usize = if cfg!(loom) { 3 } else { DESC_WORDS };
+/// Words that are read: those that say something.
+const READ: usize = if cfg!(loom) { 3 } else { 6 };
 
 /// The words of one descriptor.
 pub type DescriptorWords = [Word; DESC_WORDS];
@@ -33,12 +35,13 @@ impl RingView<'_> {
         self.descriptors.get(position as usize & mask)
     }
 
-    /// Copies the descriptor of `position` out. What it says may be torn: see [`super::reader`].
+    /// Copies the descriptor of `position` out, but for what is reserved. What it says may be torn: see
+    /// [`super::reader`].
     #[inline]
     pub fn load(&self, position: u64) -> Descriptor {
         let mut copy = [0; DESC_WORDS];
         if let Some(words) = self.words(position) {
-            for (to, from) in copy.iter_mut().zip(words).take(MODELLED) {
+            for (to, from) in copy.iter_mut().zip(words).take(READ) {
                 *to = from.load();
             }
         }
@@ -46,10 +49,10 @@ impl RingView<'_> {
     }
 
     /// Writes the descriptor of `position`.
-    #[inline]
+    #[inline(always)]
     pub fn store(&self, position: u64, descriptor: &Descriptor) {
         if let Some(words) = self.words(position) {
-            for (to, from) in words.iter().zip(descriptor.to_words()).take(MODELLED) {
+            for (to, from) in words.iter().zip(descriptor.to_words()).take(WRITTEN) {
                 to.store(from);
             }
         }
@@ -138,19 +141,16 @@ impl Block<'_> {
         sequence.store_release(odd.wrapping_add(1));
     }
 
-    /// Replaces some of the words of a block of `WORDS`, each given with its place among them.
+    /// Has `write` replace some of the words, of a block of `WORDS`. Only the engine, from one thread at a
+    /// time, calls this.
     #[inline]
-    pub fn update<const WORDS: usize, const COUNT: usize>(&self, values: [(usize, u64); COUNT]) {
+    pub fn update<const WORDS: usize>(&self, write: impl FnOnce(&[Word; WORDS])) {
         let Some((sequence, words)) = self.words.split_first() else { return };
         let Some(words) = words.first_chunk::<WORDS>() else { return };
         let odd = sequence.load().wrapping_add(1);
         sequence.store(odd);
         fence_write();
-        for (at, value) in values {
-            if let Some(word) = words.get(at) {
-                word.store(value);
-            }
-        }
+        write(words);
         sequence.store_release(odd.wrapping_add(1));
     }
 
