@@ -57,6 +57,27 @@ pub fn receive_packet(
     core.packet(view, packet, bytes)
 }
 
+/// Shows it packets of a train.
+#[inline(never)]
+pub fn receive_run(
+    core: &mut Receive,
+    view: &RingView<'_>,
+    packets: &[(Packet, &[u8])],
+    like: &Packet,
+) -> Option<()> {
+    let mut run = core.begin_run(like)?;
+    for (packet, bytes) in packets {
+        if !core.take_of_run(&mut run, view, packet, bytes) {
+            let _ = core.take_slot();
+            core.count_coalesced(1);
+            break;
+        }
+    }
+    core.end_run(&run);
+    let _ = core.is_fuller();
+    Some(())
+}
+
 /// Everything else that ends in a verdict.
 #[inline(never)]
 pub fn receive_others(
