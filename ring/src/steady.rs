@@ -2,9 +2,9 @@
 //! waits or is held.
 //!
 //! What lives here: what such a packet has to be like, and all that it does. It is what
-//! [`super::receive`] and [`super::ordered`] do where there is nothing to find and nothing to decide,
+//! [`super::receive`] and `ordered` do where there is nothing to find and nothing to decide,
 //! and leaves the same behind. What does not: everything else. Whatever else may change what the next
-//! packet means calls [`disturb`](ReceiveCore::disturb), and the packet after goes the long way.
+//! packet means calls `disturb`, and the packet after goes the long way.
 
 use super::abi::{flag, Descriptor};
 use super::header::{self, RtpHeader, FIXED_LEN};
