@@ -2,6 +2,7 @@
 /*
  * What the kernel's Rust API does not have (7.3), and nothing else. Each function says why it is here.
  */
+#include <linux/bpf-cgroup.h>
 #include <linux/cred.h>
 #include <linux/filter.h>
 #include <linux/igmp.h>
@@ -13,6 +14,7 @@
 #include <linux/netfilter_ipv4.h>
 #include <linux/netfilter_ipv6.h>
 #include <linux/sched.h>
+#include <linux/security.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/udp.h>
@@ -308,8 +310,10 @@ static __always_inline bool rtp_mgr_socket_is_for4(struct net *net, const struct
 	__be32 own = READ_ONCE(sk->sk_rcv_saddr);
 	__be32 peer = READ_ONCE(inet->inet_daddr);
 	__be16 peer_port = READ_ONCE(inet->inet_dport);
-	int interface = inet_iif(skb);
+	int interface = 0;
 
+	if (READ_ONCE(sk->sk_bound_dev_if))
+		interface = inet_iif(skb);
 	if (unlikely(flags)) {
 		interface = skb->dev->ifindex;
 		if (flags != RTCF_MULTICAST || !rtp_mgr_is_member(sk, iph->daddr, interface))
@@ -767,6 +771,15 @@ void rtp_mgr_udp_figures(struct sock *sk, u32 *drops, u32 *buffer)
 	*buffer = READ_ONCE(sk->sk_rcvbuf);
 }
 
+/* sk_filter_trim_cap(), but for the call where nothing of it but the security module has a say. */
+static enum skb_drop_reason rtp_mgr_filter(struct sock *sk, struct sk_buff *skb)
+{
+	if (cgroup_bpf_enabled(CGROUP_INET_INGRESS) || skb_pfmemalloc(skb) ||
+	    rcu_access_pointer(sk->sk_filter))
+		return sk_filter_trim_cap(sk, skb, sizeof(struct udphdr));
+	return security_sock_rcv_skb(sk, skb) ? SKB_DROP_REASON_SECURITY_HOOK : 0;
+}
+
 /*
  * What the UDP code does after encap_rcv and before the queue: cgroup programs, security module, socket
  * filter, which may shorten the packet. One that they refuse is dropped here and counted by the socket,
@@ -780,7 +793,7 @@ bool rtp_mgr_udp_accept(struct sock *sk, struct sk_buff *skb, struct rtp_mgr_arr
 	/* A packet that came early still has what the UDP code takes from it. */
 	nf_reset_ct(skb);
 	skb_orphan(skb);
-	reason = sk_filter_trim_cap(sk, skb, sizeof(struct udphdr));
+	reason = rtp_mgr_filter(sk, skb);
 	if (unlikely(reason)) {
 		sk_drops_add(sk, rtp_mgr_packets(skb));
 		sk_skb_reason_drop(sk, skb, reason);
