@@ -407,7 +407,8 @@ static __always_inline struct sock *rtp_mgr_early_socket(struct net *net, struct
 	    skb_headlen(skb) < offset + sizeof(*uh))
 		return NULL;
 	uh = udp_hdr(skb);
-	if (ntohs(uh->len) != len || skb_zcopy(skb))
+	/* Another hook (ipvlan's) may have given it to a device of another namespace. */
+	if (ntohs(uh->len) != len || skb_zcopy(skb) || !net_eq(dev_net(skb->dev), net))
 		return NULL;
 	if (sk) {
 		/* Early demultiplexing found it; the first packet tells it the route. */

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use rtp_mgr_kernel_tests::books::assert_receive_books as assert_books;
 use rtp_mgr_kernel_tests::bpf::{self, step};
+use rtp_mgr_kernel_tests::namespace::Namespace;
 use rtp_mgr_kernel_tests::sockets::{
     LIMIT, SSRC, attach_filter, bound, drain, in_namespace, option, raw_address, rtp_of, running,
     sender, shared, until,
@@ -393,6 +394,49 @@ fn connections_are_tracked_as_ever() {
             let expected = if first { 2 } else { 1 };
             assert_eq!(known.trim().parse::<u32>().unwrap(), expected, "connections");
         });
+    }
+}
+
+#[test]
+fn what_ipvlan_gives_to_another_namespace_is_that_ones() {
+    // Its hook stands in the same place as the stream's, behind it or before it.
+    for first in [true, false] {
+        let [far, near, inner] = [Namespace::new(), Namespace::new(), Namespace::new()];
+        far.join(&near, 1);
+        far.shell("ip route add 10.1.1.3/32 via 10.1.1.2");
+        let hand_on = || {
+            near.shell("ip link add iv0 link f1 type ipvlan mode l3s");
+            near.shell(&format!("ip link set iv0 netns {}", inner.path()));
+            inner.shell("ip address add 10.1.1.3/24 dev iv0 && ip link set iv0 up");
+        };
+        if first {
+            hand_on();
+        }
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let socket = near.run(|| bound(any));
+        let port = socket.local_addr().unwrap().port();
+        let sender = |to: [u8; 4]| {
+            let socket = far.run(|| UdpSocket::bind(any).unwrap());
+            socket.connect((Ipv4Addr::from(to), port)).unwrap();
+            socket
+        };
+        let mut rig = Rig::new(socket, sender([10, 1, 1, 2]));
+        until("packets are taken early", || rig.send(1) > 0);
+        if !first {
+            hand_on();
+        }
+        let other = inner.run(|| bound((Ipv4Addr::UNSPECIFIED, port).into()));
+        let from = sender([10, 1, 1, 3]);
+        let packets: Vec<_> = (0..20).map(|sequence| rtp_of(7, sequence, 100)).collect();
+        packets.iter().for_each(|packet| assert!(from.send(packet).is_ok()));
+        let mut got = Vec::new();
+        until("all of them", || {
+            got.extend(drain(&other));
+            got.len() >= packets.len()
+        });
+        assert_eq!(got, packets);
+        rig.send(5);
+        assert_eq!(rig.reader.device.stats().unwrap().1.received, u64::from(rig.next));
     }
 }
 
