@@ -7,7 +7,7 @@
 //! calls [`rtp_mgr_udp_packet`] for each datagram it would have received, in softirq, on several CPUs at
 //! once. RTP is taken; everything else stays with the socket. Trains of RTP come whole, to
 //! [`rtp_mgr_udp_train`], where that makes no difference to anyone: shim.c, which asks here
-//! ([`rtp_mgr_udp_is_rtp`]), says when.
+//! ([`rtp_mgr_udp_is_rtp`]), says when. On the same condition a packet comes before the UDP code has seen it.
 //!
 //! # Lifetime
 //!
@@ -293,7 +293,7 @@ unsafe extern "C" fn rtp_mgr_udp_packet(
     // SAFETY: Socket and packet are those of this call.
     let Some((datagram, bytes)) = (unsafe { port.accept(sk, skb) }) else { return 0 };
     let mut single = Single { skb: packet, len: datagram.len, bytes };
-    // SAFETY: The UDP code calls encap_rcv in softirq.
+    // SAFETY: The UDP code calls encap_rcv in softirq; the shim's hook hands nothing over elsewhere.
     let outcome = unsafe { receive.datagram(&datagram, &mut single) };
     // SAFETY: The packet is that of this call.
     unsafe { answer(outcome, skb) }
@@ -303,7 +303,7 @@ unsafe extern "C" fn rtp_mgr_udp_packet(
 ///
 /// # Safety
 ///
-/// Called by the shim's encap_rcv, with the port that `sk` points to, in the RCU section in which it was
+/// Called by the shim in softirq, with the port that `sk` points to, in the RCU section in which it was
 /// read.
 #[no_mangle]
 unsafe extern "C" fn rtp_mgr_udp_train(
@@ -320,7 +320,7 @@ unsafe extern "C" fn rtp_mgr_udp_train(
     let Some((like, _)) = (unsafe { port.accept(sk, skb) }) else { return 0 };
     // SAFETY: The packet is ours until this returns.
     let mut train = unsafe { Train::new(packet, UDP_HEADER, like.len, size) };
-    // SAFETY: The UDP code calls encap_rcv in softirq.
+    // SAFETY: The UDP code calls encap_rcv in softirq; the shim's hook hands nothing over elsewhere.
     let outcome = unsafe { receive.train(&mut train, &like) };
     drop(train);
     // SAFETY: The packet is that of this call.
@@ -404,11 +404,11 @@ impl Bytes for Single {
 ///
 /// # Safety
 ///
-/// `skb` is the packet that encap_rcv was called with, and is not used any more if it was taken.
+/// `skb` is the packet that the shim handed over, and is not used any more if it was taken.
 unsafe fn answer(outcome: Outcome, skb: *mut bindings::sk_buff) -> c_int {
     match outcome {
         Outcome::Taken => {
-            // SAFETY: encap_rcv answers that the packet is taken: it is ours to free.
+            // SAFETY: The answer is that the packet is taken: it is ours to free.
             unsafe { bindings::consume_skb(skb) };
             0
         }
