@@ -2,8 +2,10 @@
 /*
  * What the kernel's Rust API does not have (7.3), and nothing else. Each function says why it is here.
  */
+#include <linux/bpf-cgroup.h>
 #include <linux/cred.h>
 #include <linux/filter.h>
+#include <linux/igmp.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
@@ -12,6 +14,7 @@
 #include <linux/netfilter_ipv4.h>
 #include <linux/netfilter_ipv6.h>
 #include <linux/sched.h>
+#include <linux/security.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/udp.h>
@@ -20,10 +23,14 @@
 #include <linux/workqueue.h>
 #include <net/ip.h>
 #include <net/ipv6.h>
+#include <net/raw.h>
+#include <net/rawv6.h>
+#include <net/route.h>
 #include <net/sock.h>
 #include <net/tcp_states.h>
 #include <net/udp.h>
 #include <net/udp_tunnel.h>
+#include <net/xfrm.h>
 
 #define CREATE_TRACE_POINTS
 #include "trace.h"
@@ -143,17 +150,18 @@ void rtp_mgr_trace_wake(u64 stream, u32 reader, u64 head)
 /* What tunnels set that have no number of their own in the kernel's ABI. */
 #define RTP_MGR_ENCAP 1
 
-static_assert(sizeof(struct rtp_mgr_arrival) == 56);
+static_assert(sizeof(struct rtp_mgr_arrival) == 64);
 
 static int rtp_mgr_udp_rcv(struct sock *sk, struct sk_buff *skb);
+static int rtp_mgr_udp_hand_over(struct sock *sk, struct sk_buff *skb, bool early);
 
 /*
  * Trains: packets that the network coalesced. The UDP code cuts a train up for a socket with an encap_rcv,
  * which costs more than all the rest, unless the packet says that it was coalesced for a tunnel
  * (udp_unexpected_gso()). So a hook at the end of netfilter's LOCAL_IN, right before the UDP code, says so of
  * trains that adopted sockets are to have whole: those of RTP only, and only for sockets that take trains
- * (UDP_GRO) and have no filter, which would see the train instead of its packets. It neither takes nor
- * drops anything: everything else is as if it were not there. docs/decisions/0009 has the argument.
+ * (UDP_GRO) and have no filter, which would see the train instead of its packets. docs/decisions/0009 has the
+ * argument.
  */
 
 /* What tells a train that may be whole from tunnels and fragment lists. */
@@ -168,7 +176,7 @@ static bool rtp_mgr_udp_minds_trains(const void *port, const struct sock *sk)
 }
 
 #ifdef CONFIG_NETFILTER
-/* The hooks of a network namespace, from the first train of a leg to that leg's end. */
+/* The hooks of a network namespace, from the first packet for them to the last leg's end. */
 struct rtp_mgr_space {
 	struct list_head list;
 	struct rcu_head rcu;
@@ -219,7 +227,8 @@ static bool rtp_mgr_port_takes_trains(struct net *net, u16 port)
 	return takes;
 }
 
-static void rtp_mgr_mark_train(struct net *net, struct sk_buff *skb, u8 family)
+/* Makes it one that comes whole. Whether it does. */
+static bool rtp_mgr_mark_train(struct net *net, struct sk_buff *skb, u8 family)
 {
 	const struct skb_shared_info *info = skb_shinfo(skb);
 	u32 offset = skb_transport_offset(skb) + sizeof(struct udphdr);
@@ -230,26 +239,295 @@ static void rtp_mgr_mark_train(struct net *net, struct sk_buff *skb, u8 family)
 
 	if (protocol != IPPROTO_UDP || skb->encapsulation || !skb_csum_unnecessary(skb) ||
 	    (info->gso_type & RTP_MGR_TRAIN_TYPES) != SKB_GSO_UDP_L4 || skb->len <= offset)
-		return;
+		return false;
 	uh = skb_header_pointer(skb, offset - sizeof(bytes), sizeof(bytes), &bytes);
 	len = skb->len - offset;
 	if (!uh || ntohs(uh->len) != len + sizeof(bytes) || !info->gso_size ||
 	    DIV_ROUND_UP(len, info->gso_size) > UDP_MAX_SEGMENTS)
-		return;
+		return false;
 	if (!rtp_mgr_port_takes_trains(net, ntohs(uh->dest)) ||
 	    !rtp_mgr_udp_is_rtp(skb, offset, len, info->gso_size))
-		return;
+		return false;
 	/* What tells of a train is shared with its copies, such as that of a packet socket. */
-	if (!skb_unclone(skb, GFP_ATOMIC))
-		skb_shinfo(skb)->gso_type |= SKB_GSO_UDP_TUNNEL;
+	if (skb_unclone(skb, GFP_ATOMIC))
+		return false;
+	skb_shinfo(skb)->gso_type |= SKB_GSO_UDP_TUNNEL;
+	return true;
 }
 
-static unsigned int rtp_mgr_local_in(void *priv, struct sk_buff *skb,
-				     const struct nf_hook_state *state)
+/*
+ * The early path: a packet that the UDP code would hand to an adopted socket's encap_rcv, and to nobody else, is
+ * handed over by the hook itself, without the way there. All of what follows has to be true of it, each
+ * condition for something that the UDP and IP code would do between; else the hook does nothing.
+ * docs/decisions/0011 has the argument.
+ */
+
+/* Sockets with the same hash as a port that are looked at: as many as the UDP code looks at. */
+#define RTP_MGR_CHAIN 10
+
+/* The socket of this port, if it is the only one in its namespace: no look-up and no group has another. */
+static __always_inline struct sock *rtp_mgr_only_socket(struct net *net, u16 port)
 {
-	if (unlikely(skb_is_gso(skb)))
-		rtp_mgr_mark_train(state->net, skb, state->pf);
-	return NF_ACCEPT;
+	struct udp_hslot *slot = udp_hashslot(net->ipv4.udp_table, net, port);
+	struct sock *sk, *only = NULL;
+
+	if (READ_ONCE(slot->count) > RTP_MGR_CHAIN)
+		return NULL;
+	sk_for_each_rcu(sk, &slot->head) {
+		if (udp_sk(sk)->udp_port_hash != port || !net_eq(sock_net(sk), net))
+			continue;
+		if (only)
+			return NULL;
+		only = sk;
+	}
+	return only;
+}
+
+/* Is it a member of the group, for all senders? What ip_mc_sf_allow() asks, of which this is the usual part. */
+static bool rtp_mgr_is_member(const struct sock *sk, __be32 group, int interface)
+{
+	const struct ip_mc_socklist *entry;
+
+	for (entry = rcu_dereference(inet_sk(sk)->mc_list); entry;
+	     entry = rcu_dereference(entry->next_rcu))
+		if (entry->multi.imr_multiaddr.s_addr == group &&
+		    entry->multi.imr_ifindex == interface)
+			return entry->sfmode == MCAST_EXCLUDE && !rcu_access_pointer(entry->sflist);
+	return false;
+}
+
+/*
+ * Would the UDP code find this socket, if there is no other? What compute_score() and __udp_is_mcast_sock() ask,
+ * over IPv4.
+ */
+static __always_inline bool rtp_mgr_socket_is_for4(struct net *net, const struct sock *sk,
+						   const struct sk_buff *skb,
+						   const struct udphdr *uh)
+{
+	unsigned int flags = skb_rtable(skb)->rt_flags & (RTCF_BROADCAST | RTCF_MULTICAST);
+	const struct inet_sock *inet = inet_sk(sk);
+	const struct iphdr *iph = ip_hdr(skb);
+	__be32 own = READ_ONCE(sk->sk_rcv_saddr);
+	__be32 peer = READ_ONCE(inet->inet_daddr);
+	__be16 peer_port = READ_ONCE(inet->inet_dport);
+	int interface = 0;
+
+	if (READ_ONCE(sk->sk_bound_dev_if))
+		interface = inet_iif(skb);
+	if (unlikely(flags)) {
+		interface = skb->dev->ifindex;
+		if (flags != RTCF_MULTICAST || !rtp_mgr_is_member(sk, iph->daddr, interface))
+			return false;
+	}
+	return (!own || own == iph->daddr) && (!peer || peer == iph->saddr) &&
+	       (!peer_port || peer_port == uh->source) && !ipv6_only_sock(sk) &&
+	       udp_sk_bound_dev_eq(net, READ_ONCE(sk->sk_bound_dev_if), interface, inet_sdif(skb));
+}
+
+#if IS_ENABLED(CONFIG_IPV6)
+/* As above, over IPv6. */
+static __always_inline bool rtp_mgr_socket_is_for6(struct net *net, const struct sock *sk,
+				   const struct sk_buff *skb, const struct udphdr *uh)
+{
+	const struct ipv6hdr *iph = ipv6_hdr(skb);
+	__be16 peer_port = READ_ONCE(inet_sk(sk)->inet_dport);
+
+	return sk->sk_family == PF_INET6 &&
+	       (ipv6_addr_any(&sk->sk_v6_rcv_saddr) ||
+		ipv6_addr_equal(&sk->sk_v6_rcv_saddr, &iph->daddr)) &&
+	       (ipv6_addr_any(&sk->sk_v6_daddr) || ipv6_addr_equal(&sk->sk_v6_daddr, &iph->saddr)) &&
+	       (!peer_port || peer_port == uh->source) && !ipv6_addr_is_multicast(&iph->daddr) &&
+	       udp_sk_bound_dev_eq(net, READ_ONCE(sk->sk_bound_dev_if), inet6_iif(skb), inet6_sdif(skb));
+}
+
+/* Will it be delivered here (seg6 asks the hooks as well), and is there no raw socket that gets a copy? */
+static __always_inline bool rtp_mgr_is_plain6(struct net *net, const struct sk_buff *skb)
+{
+	return skb_dst(skb)->input == ip6_input &&
+	       hlist_empty(&raw_v6_hashinfo.ht[raw_hashfunc(net, IPPROTO_UDP)]);
+}
+#else
+static __always_inline bool rtp_mgr_socket_is_for6(struct net *net, const struct sock *sk,
+				   const struct sk_buff *skb, const struct udphdr *uh)
+{
+	return false;
+}
+
+static __always_inline bool rtp_mgr_is_plain6(struct net *net, const struct sk_buff *skb)
+{
+	return false;
+}
+#endif
+
+/* Is the checksum right, added up here, or absent where it may be? The device or the sender's host did not verify it. */
+static noinline bool rtp_mgr_checksum_adds_up(const struct sk_buff *skb, const struct udphdr *uh,
+					      u32 offset, u32 len, bool four)
+{
+	if (!uh->check)
+		return four;
+	if (skb->ip_summed != CHECKSUM_NONE)
+		return false;
+	if (four)
+		return !csum_tcpudp_magic(ip_hdr(skb)->saddr, ip_hdr(skb)->daddr, len, IPPROTO_UDP,
+					  skb_checksum(skb, offset, len, 0));
+	return !csum_ipv6_magic(&ipv6_hdr(skb)->saddr, &ipv6_hdr(skb)->daddr, len, IPPROTO_UDP,
+				skb_checksum(skb, offset, len, 0));
+}
+
+/* Does the UDP code find the checksum right? */
+static __always_inline bool rtp_mgr_checksum_holds(const struct sk_buff *skb,
+						   const struct udphdr *uh, u32 offset, u32 len,
+						   bool four)
+{
+	if (likely(skb_csum_unnecessary(skb)))
+		return four || uh->check;
+	return rtp_mgr_checksum_adds_up(skb, uh, offset, len, four);
+}
+
+/* Is there no policy of IPsec that the packet would be checked against? */
+static __always_inline bool rtp_mgr_has_no_policy(struct net *net, const struct sock *sk, struct sk_buff *skb)
+{
+#ifdef CONFIG_XFRM
+	return !rcu_access_pointer(sk->sk_policy[XFRM_POLICY_IN]) &&
+	       __xfrm_check_nopolicy(net, skb, XFRM_POLICY_IN);
+#else
+	return true;
+#endif
+}
+
+/* The adopted socket that gets this packet, and nothing but its encap_rcv has a say in that. */
+static __always_inline struct sock *rtp_mgr_early_socket(struct net *net, struct sk_buff *skb, bool four)
+{
+	u32 offset = skb_transport_offset(skb);
+	u32 len = skb->len - offset;
+	const struct udphdr *uh;
+	struct sock *sk = skb->sk;
+
+	if ((four ? ip_hdr(skb)->protocol : ipv6_hdr(skb)->nexthdr) != IPPROTO_UDP ||
+	    skb_headlen(skb) < offset + sizeof(*uh))
+		return NULL;
+	uh = udp_hdr(skb);
+	/* Another hook (ipvlan's) may have given it to a device of another namespace. */
+	if (ntohs(uh->len) != len || skb_zcopy(skb) || !net_eq(dev_net(skb->dev), net))
+		return NULL;
+	if (sk) {
+		/* Early demultiplexing found it; the first packet tells it the route. */
+		if (skb->destructor != sock_pfree || !sk_fullsock(sk) || !sk_is_udp(sk) ||
+		    rcu_access_pointer(sk->sk_rx_dst) != skb_dst(skb))
+			return NULL;
+	} else {
+		sk = rtp_mgr_only_socket(net, ntohs(uh->dest));
+		if (!sk || static_branch_unlikely(&bpf_sk_lookup_enabled) ||
+		    !(four ? rtp_mgr_socket_is_for4(net, sk, skb, uh) :
+			     rtp_mgr_socket_is_for6(net, sk, skb, uh)))
+			return NULL;
+	}
+	if (!READ_ONCE(udp_sk(sk)->encap_type) ||
+	    READ_ONCE(udp_sk(sk)->encap_rcv) != rtp_mgr_udp_rcv ||
+	    rcu_access_pointer(sk->sk_reuseport_cb) || rcu_access_pointer(sk->sk_filter) ||
+	    !rtp_mgr_has_no_policy(net, sk, skb))
+		return NULL;
+	if (four ? !hlist_empty(&raw_v4_hashinfo.ht[raw_hashfunc(net, IPPROTO_UDP)]) :
+		   !rtp_mgr_is_plain6(net, skb))
+		return NULL;
+	return rtp_mgr_checksum_holds(skb, uh, offset, len, four) ? sk : NULL;
+}
+
+/* As rtp_mgr_udp_hand_over() does, without a place for its first bytes if they are in one piece. */
+static __always_inline int rtp_mgr_hand_over_early(struct sock *sk, struct sk_buff *skb)
+{
+	u32 len = skb->len - sizeof(struct udphdr);
+	struct rtp_mgr_port *port;
+
+	if (unlikely(skb_is_gso(skb) ||
+		     skb_headlen(skb) < sizeof(struct udphdr) + min_t(u32, len, RTP_MGR_HEAD)))
+		return rtp_mgr_udp_hand_over(sk, skb, true);
+	port = rcu_dereference_sk_user_data(sk);
+	if (unlikely(!port))
+		return 1;
+	return rtp_mgr_udp_packet(port, sk, skb, skb->data + sizeof(struct udphdr), len, true);
+}
+
+/* What the IP and the UDP code do with such a packet. Whether it is taken: else it is as it was. */
+static __always_inline bool rtp_mgr_take_early(struct net *net, struct sk_buff *skb, bool four)
+{
+	struct sock *sk = rtp_mgr_early_socket(net, skb, four);
+	u32 offset = skb_transport_offset(skb);
+#if IS_ENABLED(CONFIG_IPV6)
+	struct inet6_dev *idev;
+#endif
+
+	if (!sk)
+		return false;
+#if IS_ENABLED(CONFIG_IPV6)
+	idev = four ? NULL : ip6_dst_idev(skb_dst(skb));
+#endif
+	__skb_pull(skb, offset);
+	if (rtp_mgr_hand_over_early(sk, skb)) {
+		__skb_push(skb, offset);
+		return false;
+	}
+	trace_rtp_mgr_early(ntohs(inet_sk(sk)->inet_sport));
+	if (four) {
+		__UDP_INC_STATS(net, UDP_MIB_INDATAGRAMS);
+		__IP_INC_STATS(net, IPSTATS_MIB_INDELIVERS);
+#if IS_ENABLED(CONFIG_IPV6)
+	} else {
+		__UDP6_INC_STATS(net, UDP_MIB_INDATAGRAMS);
+		__IP6_INC_STATS(net, idev, IPSTATS_MIB_INDELIVERS);
+#endif
+	}
+	return true;
+}
+
+/* Hooks that come after this one, such as conntrack's confirmation, are run before a packet is taken. */
+static noinline unsigned int rtp_mgr_take_after(struct sk_buff *skb,
+						const struct nf_hook_state *state,
+						const struct nf_hook_entries *hooks,
+						nf_hookfn *own, bool four)
+{
+	unsigned int next = 0;
+
+	while (next < hooks->num_hook_entries && hooks->hooks[next++].hook != own)
+		;
+	/* Without this one among them it is about to go. */
+	if (next == hooks->num_hook_entries || !rtp_mgr_early_socket(state->net, skb, four))
+		return NF_ACCEPT;
+	if (nf_hook_slow(skb, (struct nf_hook_state *)state, hooks, next) == 1 &&
+	    !rtp_mgr_take_early(state->net, skb, four))
+		state->okfn(state->net, state->sk, skb);
+	return NF_STOLEN;
+}
+
+static __always_inline unsigned int rtp_mgr_local_in(struct sk_buff *skb,
+						     const struct nf_hook_state *state,
+						     struct nf_hook_entries __rcu *const *list,
+						     nf_hookfn *own, bool four)
+{
+	const struct nf_hook_entries *hooks = rcu_dereference(*list);
+
+	if (unlikely(skb_is_gso(skb)) && !rtp_mgr_mark_train(state->net, skb, state->pf))
+		return NF_ACCEPT;
+	/* A packet that user space was asked about comes in process context. */
+	if (unlikely(!in_softirq() || !hooks))
+		return NF_ACCEPT;
+	if (unlikely(hooks->hooks[hooks->num_hook_entries - 1].hook != own))
+		return rtp_mgr_take_after(skb, state, hooks, own, four);
+	return rtp_mgr_take_early(state->net, skb, four) ? NF_STOLEN : NF_ACCEPT;
+}
+
+static unsigned int rtp_mgr_local_in4(void *priv, struct sk_buff *skb,
+				      const struct nf_hook_state *state)
+{
+	return rtp_mgr_local_in(skb, state, &state->net->nf.hooks_ipv4[NF_INET_LOCAL_IN],
+				rtp_mgr_local_in4, true);
+}
+
+static unsigned int rtp_mgr_local_in6(void *priv, struct sk_buff *skb,
+				      const struct nf_hook_state *state)
+{
+	return rtp_mgr_local_in(skb, state, &state->net->nf.hooks_ipv6[NF_INET_LOCAL_IN],
+				rtp_mgr_local_in6, false);
 }
 
 /* The hooks of this namespace. NULL: they cannot be had. */
@@ -257,12 +535,12 @@ static struct rtp_mgr_space *rtp_mgr_space_get(struct net *net)
 {
 	static const struct nf_hook_ops ops[] = {
 		{
-			.hook = rtp_mgr_local_in,
+			.hook = rtp_mgr_local_in4,
 			.pf = NFPROTO_IPV4,
 			.hooknum = NF_INET_LOCAL_IN,
 			.priority = NF_IP_PRI_LAST,
 		}, {
-			.hook = rtp_mgr_local_in,
+			.hook = rtp_mgr_local_in6,
 			.pf = NFPROTO_IPV6,
 			.hooknum = NF_INET_LOCAL_IN,
 			.priority = NF_IP6_PRI_LAST,
@@ -303,9 +581,9 @@ static void rtp_mgr_watch_begin(struct work_struct *work)
 }
 
 /*
- * A socket to watch. It has a say from here on: other sockets of its port may have trains already. Its own
- * are looked for once there are some, since hooks cost each packet of the namespace something. Hooks, work
- * items and lists have no Rust API. Process context.
+ * A socket to watch. It has a say from here on: other sockets of its port may have trains already. The hooks
+ * are there once there is something for them, since they cost each packet of the namespace something. Hooks,
+ * work items and lists have no Rust API. Process context.
  */
 struct rtp_mgr_watch *rtp_mgr_watch_new(struct sock *sk)
 {
@@ -342,12 +620,22 @@ void rtp_mgr_watch_free(struct rtp_mgr_watch *watch)
 		kfree_rcu(unused, rcu);
 }
 
-/* A train was cut up: from now on the hook is there, if the socket would have taken it. Softirq. */
-static void rtp_mgr_watch_want(struct rtp_mgr_watch *watch)
+/*
+ * A packet came that the hook might have taken, or of a train that it might have left whole: from now on the
+ * hook is there. Softirq.
+ */
+static void rtp_mgr_watch_want(struct rtp_mgr_watch *watch, bool cut)
 {
-	if (!READ_ONCE(watch->wanted) && udp_test_bit(ACCEPT_L4, watch->sk) &&
-	    !test_and_set_bit(0, &watch->wanted))
-		schedule_work(&watch->work);
+	struct sock *sk = watch->sk;
+
+	if (READ_ONCE(watch->wanted))
+		return;
+	if ((cut && udp_test_bit(ACCEPT_L4, sk)) ||
+	    (!rcu_access_pointer(sk->sk_reuseport_cb) && !rcu_access_pointer(sk->sk_filter) &&
+	     rtp_mgr_only_socket(sock_net(sk), READ_ONCE(inet_sk(sk)->inet_num)) == sk)) {
+		if (!test_and_set_bit(0, &watch->wanted))
+			schedule_work(&watch->work);
+	}
 }
 #else
 /* Without netfilter there is no hook, and all trains are cut up. */
@@ -365,7 +653,7 @@ void rtp_mgr_watch_free(struct rtp_mgr_watch *watch)
 	kfree(watch);
 }
 
-static void rtp_mgr_watch_want(struct rtp_mgr_watch *watch)
+static void rtp_mgr_watch_want(struct rtp_mgr_watch *watch, bool cut)
 {
 }
 #endif
@@ -391,10 +679,10 @@ static int rtp_mgr_udp_rcv_train(struct rtp_mgr_port *port, struct sock *sk, str
 }
 
 /*
- * The encap_rcv of adopted sockets: in softirq, under RCU, after the checksum and the policy check, before
- * the socket's filter. Its type is one of `struct udp_sock`, and finding the port is a macro.
+ * A packet of an adopted socket: in softirq, under RCU, after the checksum and the policy check, before the socket's
+ * filter. Finding the port is a macro.
  */
-static int rtp_mgr_udp_rcv(struct sock *sk, struct sk_buff *skb)
+static int rtp_mgr_udp_hand_over(struct sock *sk, struct sk_buff *skb, bool early)
 {
 	struct rtp_mgr_port *port = rcu_dereference_sk_user_data(sk);
 	u8 bytes[RTP_MGR_HEAD];
@@ -405,18 +693,21 @@ static int rtp_mgr_udp_rcv(struct sock *sk, struct sk_buff *skb)
 		return 1;
 	if (skb_is_gso(skb))
 		return rtp_mgr_udp_rcv_train(port, sk, skb);
-	/* It was cut off a train. */
-	if (skb->next)
-		rtp_mgr_watch_want(port->watch);
+	if (!early)
+		/* If another comes with it, it was cut off a train. */
+		rtp_mgr_watch_want(port->watch, skb->next);
 	len = skb->len - sizeof(struct udphdr);
 	part = min_t(u32, len, RTP_MGR_HEAD);
 	head = skb_header_pointer(skb, sizeof(struct udphdr), part, bytes);
 	if (unlikely(!head))
 		return 1;
-	/* A copy: a filter that shortens the packet may move it. */
-	if (head != bytes)
-		memcpy(bytes, head, part);
-	return rtp_mgr_udp_packet(port, sk, skb, bytes, len);
+	return rtp_mgr_udp_packet(port, sk, skb, head, len, early);
+}
+
+/* The encap_rcv of adopted sockets. Its type is one of `struct udp_sock`. */
+static int rtp_mgr_udp_rcv(struct sock *sk, struct sk_buff *skb)
+{
+	return rtp_mgr_udp_hand_over(sk, skb, false);
 }
 
 /* Is this a UDP socket with a port? The fields are those of `struct sock` and `struct inet_sock`. */
@@ -481,6 +772,15 @@ void rtp_mgr_udp_figures(struct sock *sk, u32 *drops, u32 *buffer)
 	*buffer = READ_ONCE(sk->sk_rcvbuf);
 }
 
+/* sk_filter_trim_cap(), but for the call where nothing of it but the security module has a say. */
+static enum skb_drop_reason rtp_mgr_filter(struct sock *sk, struct sk_buff *skb)
+{
+	if (cgroup_bpf_enabled(CGROUP_INET_INGRESS) || skb_pfmemalloc(skb) ||
+	    rcu_access_pointer(sk->sk_filter))
+		return sk_filter_trim_cap(sk, skb, sizeof(struct udphdr));
+	return security_sock_rcv_skb(sk, skb) ? SKB_DROP_REASON_SECURITY_HOOK : 0;
+}
+
 /*
  * What the UDP code does after encap_rcv and before the queue: cgroup programs, security module, socket
  * filter, which may shorten the packet. One that they refuse is dropped here and counted by the socket,
@@ -488,9 +788,13 @@ void rtp_mgr_udp_figures(struct sock *sk, u32 *drops, u32 *buffer)
  */
 bool rtp_mgr_udp_accept(struct sock *sk, struct sk_buff *skb, struct rtp_mgr_arrival *arrival)
 {
-	enum skb_drop_reason reason = sk_filter_trim_cap(sk, skb, sizeof(struct udphdr));
 	const struct udphdr *uh = udp_hdr(skb);
+	enum skb_drop_reason reason;
 
+	/* A packet that came early still has what the UDP code takes from it. */
+	nf_reset_ct(skb);
+	skb_orphan(skb);
+	reason = rtp_mgr_filter(sk, skb);
 	if (unlikely(reason)) {
 		sk_drops_add(sk, rtp_mgr_packets(skb));
 		sk_skb_reason_drop(sk, skb, reason);
@@ -516,5 +820,6 @@ bool rtp_mgr_udp_accept(struct sock *sk, struct sk_buff *skb, struct rtp_mgr_arr
 	/* The UDP code hands the segments of a coalesced packet over one after the other, linked. */
 	arrival->more = !!skb->next;
 	arrival->time_ns = ktime_to_ns(skb_tstamp(skb));
+	arrival->bytes = skb_is_nonlinear(skb) ? NULL : skb->data + sizeof(struct udphdr);
 	return true;
 }

@@ -39,6 +39,7 @@ struct rtp_mgr_arrival {
 	u32 len;		/* bytes after the UDP header */
 	u32 more;		/* not 0: the next packet of its train comes right after it */
 	u64 time_ns;		/* CLOCK_REALTIME of its arrival; 0: not known */
+	const u8 *bytes;	/* its bytes, if they are in one piece; else NULL */
 };
 
 /* Bytes of a packet that tell what it is. */
@@ -61,7 +62,8 @@ void rtp_mgr_udp_figures(struct sock *sk, u32 *drops, u32 *buffer);
 bool rtp_mgr_udp_accept(struct sock *sk, struct sk_buff *skb, struct rtp_mgr_arrival *arrival);
 
 /* In source/udp.rs. */
-int rtp_mgr_udp_packet(const void *port, struct sock *sk, struct sk_buff *skb, const u8 *head, u32 len);
+int rtp_mgr_udp_packet(const void *port, struct sock *sk, struct sk_buff *skb, const u8 *head, u32 len,
+		       bool early);
 int rtp_mgr_udp_train(const void *port, struct sock *sk, struct sk_buff *skb, u32 size);
 bool rtp_mgr_udp_is_running(const void *port);
 bool rtp_mgr_udp_leaves_others(const void *port);

@@ -53,6 +53,19 @@ TRACE_EVENT(rtp_mgr_wake,
 		  __entry->stream, __entry->reader, __entry->position)
 );
 
+/* A packet, or a whole train, was taken before the UDP code. */
+TRACE_EVENT(rtp_mgr_early,
+	TP_PROTO(u16 port),
+	TP_ARGS(port),
+	TP_STRUCT__entry(
+		__field(u16, port)
+	),
+	TP_fast_assign(
+		__entry->port = port;
+	),
+	TP_printk("port=%u", __entry->port)
+);
+
 #endif
 
 #undef TRACE_INCLUDE_PATH

@@ -7,7 +7,7 @@
 //! calls [`rtp_mgr_udp_packet`] for each datagram it would have received, in softirq, on several CPUs at
 //! once. RTP is taken; everything else stays with the socket. Trains of RTP come whole, to
 //! [`rtp_mgr_udp_train`], where that makes no difference to anyone: shim.c, which asks here
-//! ([`rtp_mgr_udp_is_rtp`]), says when.
+//! ([`rtp_mgr_udp_is_rtp`]), says when. On the same condition a packet comes before the UDP code has seen it.
 //!
 //! # Lifetime
 //!
@@ -16,6 +16,7 @@
 //! [`Leg::forget`] takes the pointer away, so that none of them finds that of the socket's next owner, and
 //! the port, or what it points to, may go.
 
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
 use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
@@ -24,7 +25,7 @@ use kernel::error::to_result;
 use kernel::prelude::*;
 
 use crate::engine::{Bytes, Datagram, Head, Outcome, HEAD};
-use crate::primitives::{monotonic_ns, realtime_of, tai_of};
+use crate::primitives::{copy_bytes, monotonic_ns, realtime_of, tai_of};
 use crate::receive::Receive;
 use crate::ring::header::{self, Kind};
 use crate::ring::table::Flow;
@@ -37,7 +38,6 @@ const AGE_MAX_NS: u64 = 1_000_000_000;
 
 /// `struct rtp_mgr_arrival` of shim.h.
 #[repr(C)]
-#[derive(Default)]
 struct Arrival {
     source: [u8; 16],
     destination: [u8; 16],
@@ -47,9 +47,10 @@ struct Arrival {
     len: u32,
     more: u32,
     time_ns: u64,
+    bytes: *const u8,
 }
 
-const _: () = assert!(size_of::<Arrival>() == 56);
+const _: () = assert!(size_of::<Arrival>() == 64);
 
 mod shim {
     use kernel::{bindings, ffi::c_void};
@@ -260,12 +261,13 @@ impl SocketView {
 }
 
 /// A packet for an adopted socket: what encap_rcv answers. 0: it is taken, or dropped; 1: it is the
-/// socket's.
+/// socket's. One that is `early` and the socket's comes again.
 ///
 /// # Safety
 ///
-/// Called by the shim's encap_rcv, with the port that `sk` points to, in the RCU section in which it was
-/// read. `head` has the first bytes of the packet's `len` bytes, up to [`HEAD`].
+/// Called by the shim in softirq, with the port that `sk` points to, in the RCU section in which it was
+/// read. `head` has the first bytes of the packet's `len` bytes, up to [`HEAD`], until the socket has accepted it: its
+/// filter may move them.
 #[no_mangle]
 unsafe extern "C" fn rtp_mgr_udp_packet(
     port: *const c_void,
@@ -273,6 +275,7 @@ unsafe extern "C" fn rtp_mgr_udp_packet(
     skb: *mut bindings::sk_buff,
     head: *const u8,
     len: u32,
+    early: bool,
 ) -> c_int {
     // SAFETY: As this function's own requirement.
     let port = unsafe { Port::of(port) };
@@ -281,15 +284,16 @@ unsafe extern "C" fn rtp_mgr_udp_packet(
     let bytes = unsafe { core::slice::from_raw_parts(head, (len as usize).min(HEAD)) };
     let kind = header::classify(bytes);
     if kind != Kind::Rtp || receive.leaves(bytes) {
-        receive.passed(kind);
+        if !early {
+            receive.passed(kind);
+        }
         return 1;
     }
     let Some(packet) = NonNull::new(skb).filter(|_| receive.is_running()) else { return 1 };
     // SAFETY: Socket and packet are those of this call.
-    let Some(datagram) = (unsafe { port.accept(sk, skb) }) else { return 0 };
-    let head = bytes.get(..datagram.len as usize).unwrap_or(bytes);
-    let mut single = Single { head, skb: packet };
-    // SAFETY: The UDP code calls encap_rcv in softirq.
+    let Some((datagram, bytes)) = (unsafe { port.accept(sk, skb) }) else { return 0 };
+    let mut single = Single { skb: packet, len: datagram.len, bytes };
+    // SAFETY: The UDP code calls encap_rcv in softirq; the shim's hook hands nothing over elsewhere.
     let outcome = unsafe { receive.datagram(&datagram, &mut single) };
     // SAFETY: The packet is that of this call.
     unsafe { answer(outcome, skb) }
@@ -299,7 +303,7 @@ unsafe extern "C" fn rtp_mgr_udp_packet(
 ///
 /// # Safety
 ///
-/// Called by the shim's encap_rcv, with the port that `sk` points to, in the RCU section in which it was
+/// Called by the shim in softirq, with the port that `sk` points to, in the RCU section in which it was
 /// read.
 #[no_mangle]
 unsafe extern "C" fn rtp_mgr_udp_train(
@@ -313,10 +317,10 @@ unsafe extern "C" fn rtp_mgr_udp_train(
     let receive = port.receive();
     let Some(packet) = NonNull::new(skb).filter(|_| receive.is_running()) else { return 1 };
     // SAFETY: Socket and packet are those of this call.
-    let Some(like) = (unsafe { port.accept(sk, skb) }) else { return 0 };
+    let Some((like, _)) = (unsafe { port.accept(sk, skb) }) else { return 0 };
     // SAFETY: The packet is ours until this returns.
     let mut train = unsafe { Train::new(packet, UDP_HEADER, like.len, size) };
-    // SAFETY: The UDP code calls encap_rcv in softirq.
+    // SAFETY: The UDP code calls encap_rcv in softirq; the shim's hook hands nothing over elsewhere.
     let outcome = unsafe { receive.train(&mut train, &like) };
     drop(train);
     // SAFETY: The packet is that of this call.
@@ -363,21 +367,36 @@ unsafe extern "C" fn rtp_mgr_udp_is_rtp(
 }
 
 /// The bytes of a packet that came by itself, or was cut off a train.
-struct Single<'a> {
-    head: &'a [u8],
+struct Single {
     /// It is ours while this lives.
     skb: NonNull<bindings::sk_buff>,
+    len: u32,
+    /// Its bytes, if they are in one piece; else null.
+    bytes: *const u8,
 }
 
-impl Bytes for Single<'_> {
+impl Single {
+    fn train(&self) -> Train<'_> {
+        // SAFETY: The packet is ours while this lives, and as long as it says.
+        unsafe { Train::new(self.skb, UDP_HEADER, self.len, self.len) }
+    }
+}
+
+impl Bytes for Single {
     fn head(&mut self) -> Head {
-        Head::of(self.head)
+        let mut train = self.train();
+        train.next_packet();
+        train.head()
     }
 
+    #[inline]
     fn copy(&mut self, to: &mut [u8]) -> bool {
-        let len = to.len() as u32;
-        // SAFETY: The packet is ours while this lives.
-        unsafe { Train::new(self.skb, UDP_HEADER, len, len) }.copy_next(to)
+        if self.bytes.is_null() || to.len() > self.len as usize {
+            return self.train().copy_next(to);
+        }
+        // SAFETY: `len` bytes are there, in a packet that is ours while this lives. `to` is memory of ours.
+        unsafe { copy_bytes(self.bytes, to.as_mut_ptr(), to.len()) };
+        true
     }
 }
 
@@ -385,11 +404,11 @@ impl Bytes for Single<'_> {
 ///
 /// # Safety
 ///
-/// `skb` is the packet that encap_rcv was called with, and is not used any more if it was taken.
+/// `skb` is the packet that the shim handed over, and is not used any more if it was taken.
 unsafe fn answer(outcome: Outcome, skb: *mut bindings::sk_buff) -> c_int {
     match outcome {
         Outcome::Taken => {
-            // SAFETY: encap_rcv answers that the packet is taken: it is ours to free.
+            // SAFETY: The answer is that the packet is taken: it is ours to free.
             unsafe { bindings::consume_skb(skb) };
             0
         }
@@ -411,24 +430,28 @@ impl Port {
         unsafe { self.receive.as_ref() }
     }
 
-    /// Whether the socket accepts a packet, and what it then tells of itself. One that it refuses is gone.
+    /// Whether the socket accepts a packet, what it then tells of itself, and where its bytes are if they are in
+    /// one piece. One that it refuses is gone.
     ///
     /// # Safety
     ///
     /// `sk` was called with `skb`, and this is its port.
+    #[inline(always)]
     unsafe fn accept(
         &self,
         sk: *mut bindings::sock,
         skb: *mut bindings::sk_buff,
-    ) -> Option<Datagram> {
-        let mut arrival = Arrival::default();
+    ) -> Option<(Datagram, *const u8)> {
+        let mut arrival = MaybeUninit::uninit();
         // SAFETY: As this function's own requirement.
-        if !unsafe { shim::rtp_mgr_udp_accept(sk, skb, &mut arrival) } {
+        if !unsafe { shim::rtp_mgr_udp_accept(sk, skb, arrival.as_mut_ptr()) } {
             return None;
         }
+        // SAFETY: All of it is written for a packet that is accepted.
+        let arrival: &Arrival = unsafe { arrival.assume_init_ref() };
         let now_ns = monotonic_ns();
         let (arrival_ns, time_ns) = times(arrival.time_ns, now_ns);
-        Some(Datagram {
+        let datagram = Datagram {
             leg: self.leg,
             len: arrival.len,
             more: arrival.more != 0,
@@ -443,7 +466,8 @@ impl Port {
                 source_port: arrival.source_port,
                 destination_port: arrival.destination_port,
             },
-        })
+        };
+        Some((datagram, arrival.bytes))
     }
 }
 

@@ -18,7 +18,7 @@ const GROUP: Ipv4Addr = Ipv4Addr::new(239, 1, 2, 3);
 /// How packets are received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// Dropped by a rule in raw prerouting.
+    /// Dropped in raw prerouting.
     Drop,
     Recv,
     RecvMany,
@@ -75,10 +75,6 @@ pub trait Receive {
     fn taken(&self) -> u64;
     /// Where to send.
     fn address(&self) -> Result<SocketAddr>;
-
-    fn port(&self) -> u16 {
-        self.address().map_or(0, |address| address.port())
-    }
 }
 
 /// Opens a receiver, of a multicast group if `group` says so.

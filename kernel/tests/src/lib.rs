@@ -6,11 +6,13 @@
 #![allow(unsafe_code)] // System calls and mapped memory: everything the tests are about.
 
 pub mod books;
+pub mod bpf;
 pub mod cgroup;
 pub mod dummy;
 pub mod namespace;
 pub mod random;
 pub mod sockets;
+pub mod tracing;
 pub mod transmit;
 
 use std::fs::File;

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rtp_mgr_kernel_tests::dummy::{self, Dummy};
+use rtp_mgr_kernel_tests::tracing::tracing;
 use rtp_mgr_kernel_tests::transmit::{self, Writer};
 use rtp_mgr_kernel_tests::{DEVICE, Device, Reader, errno, header_of};
 use rtp_mgr_ring::abi::{PAGE, StreamCounters, ioctl};
@@ -367,20 +368,6 @@ fn fdinfo_tells_of_the_stream() {
     let empty = Device::open().unwrap();
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", empty.fd())).unwrap();
     assert!(!text.contains("rtp-"));
-}
-
-/// The kernel's tracing files.
-fn tracing() -> &'static str {
-    let tracing = "/sys/kernel/tracing";
-    if !fs::exists(format!("{tracing}/events")).unwrap() {
-        let (source, target, kind) = (c"tracefs", c"/sys/kernel/tracing", c"tracefs");
-        // SAFETY: Texts.
-        let mounted = unsafe {
-            libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, std::ptr::null())
-        };
-        assert_eq!(mounted, 0, "{}", io::Error::last_os_error());
-    }
-    tracing
 }
 
 /// By CPU: for what part of a trace it was in the softirq of timers.

@@ -4,15 +4,16 @@
 #![allow(unsafe_code)] // Socket options, BPF.
 
 use std::fs::File;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::AsRawFd;
 
+use rtp_mgr_kernel_tests::bpf::{self, step};
 use rtp_mgr_kernel_tests::cgroup::Group;
 use rtp_mgr_kernel_tests::namespace::Namespace;
 use rtp_mgr_kernel_tests::sockets::{
-    LIMIT, bound, drain, local, option, raw_address, rtp, running, sender, sequences, shared,
+    LIMIT, bound, drain, local, option, raw_address, rtp, running, sender, sequences, shared, until,
 };
+use rtp_mgr_kernel_tests::tracing::Counts;
 use rtp_mgr_kernel_tests::transmit::{Writer, request};
 use rtp_mgr_ring::abi::ioctl;
 
@@ -112,27 +113,10 @@ fn of_a_source_specific_group_only_that_source_arrives_and_other_members_lose_no
     });
 }
 
-/// One instruction of BPF: code, registers, offset, constant.
-fn step(code: u8, to: u8, from: u8, offset: i16, constant: i32) -> u64 {
-    u64::from(code)
-        | u64::from(to | from << 4) << 8
-        | u64::from(offset as u16) << 16
-        | u64::from(constant as u32) << 32
-}
-
-/// bpf(2).
-fn bpf(command: u32, attribute: &mut [u64; 16]) -> io::Result<RawFd> {
-    // SAFETY: The attribute is as long as it is said to be, and its pointers live as long as the call.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, attribute.as_mut_ptr(), size_of_val(attribute))
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
-}
-
 /// A program that refuses packets of RTP over IPv4 with odd sequence numbers, attached to a control group.
 fn refuse_odd(group: &str, attach_type: u64) {
     const LOAD_BYTES: i32 = 26;
-    const CGROUP_SKB: u64 = 8;
+    const CGROUP_SKB: u32 = 8;
     let code = [
         step(0xb7, 2, 0, 0, 20 + 8 + 2), // r2 = where the sequence number is
         step(0xbf, 3, 10, 0, 0),         // r3 = the stack
@@ -147,21 +131,12 @@ fn refuse_odd(group: &str, attach_type: u64) {
         step(0xb7, 0, 0, 0, 1),
         step(0x95, 0, 0, 0, 0),
     ];
-    let license = c"GPL";
-    let mut load = [0; 16];
-    load[0] = CGROUP_SKB | (code.len() as u64) << 32;
-    load[1] = code.as_ptr() as u64;
-    load[2] = license.as_ptr() as u64;
-    // expected_attach_type at byte 68.
-    load[8] = attach_type << 32;
-    let program = bpf(5, &mut load).expect("a program that the verifier takes");
-    // SAFETY: A new descriptor.
-    let program = unsafe { OwnedFd::from_raw_fd(program) };
+    let program = bpf::load(CGROUP_SKB, attach_type as u32, &code);
     let group = File::open(group).unwrap();
     let mut attach = [0; 16];
     attach[0] = group.as_raw_fd() as u64 | (program.as_raw_fd() as u64) << 32;
     attach[1] = attach_type;
-    bpf(8, &mut attach).expect("attached");
+    bpf::call(bpf::PROG_ATTACH, &mut attach).expect("attached");
 }
 
 const INGRESS: u64 = 0;
@@ -173,6 +148,8 @@ fn what_a_program_of_the_control_group_refuses_never_reaches_the_ring() {
     let (plain, adopted) = (local(), local());
     let from = [sender(&plain), sender(&adopted)];
     refuse_odd(group.path(), INGRESS);
+    let early = Counts::of("rtp_mgr_early", "port");
+    let port = adopted.local_addr().unwrap().port();
     let mut reader = running(ioctl::Create::default(), &adopted);
     for from in &from {
         (0..200).for_each(|sequence| assert!(from.send(&rtp(sequence)).is_ok()));
@@ -183,6 +160,18 @@ fn what_a_program_of_the_control_group_refuses_never_reaches_the_ring() {
     assert_eq!(items.iter().map(|item| item.bytes.clone()).collect::<Vec<_>>(), expected);
     let counters = reader.device.stats().unwrap().1;
     assert_eq!((counters.received, counters.external_drops), (100, 100));
+    // Whether or not they are taken before the UDP code.
+    let mut sent = 100;
+    until("they are taken early", || {
+        from[1].send(&rtp(2 * sent)).unwrap();
+        from[1].send(&rtp(2 * sent + 1)).unwrap();
+        sent += 1;
+        early.get(port.into()) > 20
+    });
+    let items = reader.collect(usize::from(sent - 100), LIMIT);
+    assert_eq!(sequences(&items), (100..sent).map(|number| 2 * number).collect::<Vec<_>>());
+    let counters = reader.device.stats().unwrap().1;
+    assert_eq!((counters.received, counters.external_drops), (sent.into(), sent.into()));
     assert!(drain(&adopted).is_empty());
 }
 

@@ -1,7 +1,9 @@
 //! What every machine has beside the command's programs: modules of the distribution's kernel, and tools
 //! to set up a network. Made once into archives that the boot's own is appended to.
 
+use std::collections::hash_map::DefaultHasher;
 use std::fs;
+use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -13,7 +15,7 @@ use super::suite::{Kernel, PLACE};
 
 /// Modules that tests use, and with them whatever they depend on. The kernel loads them when they are
 /// asked for. Names that a kernel does not have are left out.
-const MODULES: &str = "veth dummy macvlan vrf ifb tun bridge \
+const MODULES: &str = "veth dummy macvlan ipvlan vrf ifb tun bridge \
      sch_netem sch_fq sch_etf sch_ingress act_mirred cls_matchall cls_u32 \
      nf_tables nft_limit nft_numgen nft_ct nft_reject_inet nft_socket nft_log \
      nf_conntrack nf_defrag_ipv6 udp_tunnel xfrm_user esp4 af_packet udp_diag inet_diag";
@@ -26,8 +28,11 @@ const DATA: [&str; 1] = ["/usr/lib/tc"];
 
 /// The archive of the kernel's modules.
 pub fn modules(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
-    let archive = cache.path(format!("modules-{}.cpio", kernel.release));
-    cache.once(&format!("modules-{}", kernel.release), || {
+    let mut hasher = DefaultHasher::new();
+    MODULES.hash(&mut hasher);
+    let name = format!("modules-{}-{:016x}", kernel.release, hasher.finish());
+    let archive = cache.path(format!("{name}.cpio"));
+    cache.once(&name, || {
         require_root()?;
         let inside = format!("/{PLACE}/modules-{}", kernel.release);
         let root = kernel.outside(cache, &inside);
