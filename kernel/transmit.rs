@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 
-//! A transmit stream's engine: from the ring into sockets, by a thread of its own.
+//! A transmit stream's engine: from the ring into sockets, by a thread of its own and in the calls of its writer.
 //!
 //! What does not live here: what is believed of the writer ([`crate::ring::transmit`]), when packets
 //! are due ([`crate::ring::pace`]), sockets ([`crate::sink`]), who may call what when
@@ -8,6 +8,10 @@
 //!
 //! A batch is sent to every leg before the next one begins: a packet counts as sent when at least one
 //! leg took it.
+//!
+//! Whoever sends holds the engine's lock: the thread, or a writer that kicks while the thread sleeps
+//! ([`Calls`] says when). A call sends one batch and never waits: what is left, not due yet or without space in
+//! a socket is the thread's.
 //!
 //! Small sends are copied, so that a slot is free as soon as its packet was taken. Large ones of a stream with
 //! one leg leave from the ring's own pages where the device can read them ([`crate::sink::flight`]): such a
@@ -33,7 +37,7 @@ use crate::primitives::{monotonic_ns, tai_ns, trace};
 use crate::ring::abi::{self, ioctl, status, LegFigures, StreamCounters, LEGS_MAX, PAGE};
 use crate::ring::figures::FigureBlocks;
 use crate::ring::pace::{stall_limit_ns, Pacer, Rate, LATE_NS, RETRY_NS};
-use crate::ring::transmit::{awake, Job, Progress, TransmitCore};
+use crate::ring::transmit::{awake, Calls, Job, Progress, TransmitCore};
 use crate::sink::flight::{Departure, Flights, Outcome, Trip};
 use crate::sink::udp::{Gather, UdpSink, DATAGRAM_MAX, PIECES_MAX, SEGMENTS_MAX};
 use crate::stream::Shared;
@@ -153,6 +157,7 @@ impl Transmit {
         let number = self.shared.memory.header().stream_id;
         // SAFETY: `self` is pinned, and stops the thread before it is dropped.
         *thread = Some(unsafe { Thread::start(self, number)? });
+        self.engine.lock().running = true;
         self.shared.memory.live(status::STATE).store(abi::STATE_RUNNING);
         Ok(())
     }
@@ -193,9 +198,21 @@ impl Transmit {
         writer.wake(WRITABLE | more);
     }
 
-    /// The writer has committed something.
+    /// The writer has committed something: its own call sends a batch of it, or the thread does, which also has
+    /// what is left.
     pub(crate) fn kick(&self) {
-        self.bell.ring();
+        let left = self.engine.try_lock().is_none_or(|mut engine| {
+            if !engine.is_for_calls() {
+                return true;
+            }
+            let _opener = ActsFor::new(&self.opener);
+            let next = engine.run(&self.shared);
+            engine.calls.end(monotonic_ns());
+            next != Next::Kick
+        });
+        if left {
+            self.bell.ring();
+        }
     }
 
     /// The counters now.
@@ -260,9 +277,17 @@ impl Transmit {
 impl ThreadOwner for Transmit {
     fn work(&self) {
         let _opener = ActsFor::new(&self.opener);
+        // There was more to do than the thread was woken for.
+        let mut more = false;
         while !thread::should_stop() {
             self.bell.hush();
-            let next = self.engine.lock().run(&self.shared);
+            let mut engine = self.engine.lock();
+            let next = engine.run(&self.shared);
+            if next == Next::Kick {
+                engine.calls.thread_ends(monotonic_ns(), more);
+            }
+            more = next == Next::Now;
+            drop(engine);
             match next {
                 Next::Now => thread::pause(),
                 Next::At(until_ns) => self.bell.sleep(Some(until_ns)),
@@ -361,6 +386,9 @@ struct Engine {
     clock: ClockPage,
     /// `need_kick` is set.
     asleep: bool,
+    /// There is a thread to go on with what a call of the writer leaves.
+    running: bool,
+    calls: Calls,
 }
 
 /// A place for each leg that the stream has.
@@ -429,6 +457,8 @@ impl Engine {
             flights: None,
             clock: ClockPage::new(),
             asleep: false,
+            running: false,
+            calls: Calls::default(),
         })
     }
 
@@ -448,6 +478,13 @@ impl Engine {
         self.pacer = pacer(rate)?;
         self.rate = rate;
         Ok(())
+    }
+
+    /// Whether the call of a writer that kicks is to send. Not when there is a rate: then most of it is to be
+    /// waited for, and that is the thread's.
+    fn is_for_calls(&mut self) -> bool {
+        let idle = self.running && self.asleep && self.pacer.is_none();
+        idle && self.calls.begin(monotonic_ns())
     }
 
     /// One round, and whether to sleep after it.
@@ -535,7 +572,8 @@ impl Engine {
         if self.legs.iter().all(|leg| leg.done == self.filled) {
             self.finish_batch(now_ns);
             self.publish(shared, now_ns);
-            return Next::Now;
+            // Whoever sleeps looks at the writer's head once more.
+            return if self.core.ready() == 0 { Next::Kick } else { Next::Now };
         }
         self.publish(shared, now_ns);
         Next::At(now_ns.saturating_add(RETRY_NS))
@@ -705,7 +743,7 @@ impl Engine {
         if let Some(sender) = self.core.sender() {
             memory.source(0).publish(&sender.to_words());
         }
-        self.clock.publish(memory);
+        self.clock.publish_at(memory, now_ns);
         memory.live(status::HEAD).store_release(self.core.head());
         self.core.publish_tail(memory.live(status::TAIL));
         if self.core.should_wake(memory.control(WRITER).wake_at.load()) {
@@ -721,6 +759,7 @@ impl Engine {
     /// lets go of them, and that is looked at by [`land`](Self::land).
     fn stop(&mut self, shared: &Shared) {
         let memory = &shared.memory;
+        self.running = false;
         let batch = self.batch.get_mut(..self.filled).unwrap_or_default();
         for leg in self.legs.iter_mut() {
             leg.sink.wait_no_more();

@@ -369,6 +369,50 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
     }
 }
 
+/// Whether the engine sends in the call in which a writer kicks it, or has a thread do it.
+///
+/// Sending in the call costs no wake-up and no change of threads. But a writer that fills slots faster than they
+/// are sent gets more done if somebody else sends meanwhile, and needs no calls as long as that somebody is
+/// busy. So when many calls in a row came sooner after the one before than that had taken, the thread sends;
+/// until the writer pauses, or the thread finds nothing more than it was woken for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// How many came soon after what was sent before.
+    in_a_row: u32,
+    /// When the latest call that sends began, CLOCK_MONOTONIC, and how long the one before took.
+    began_ns: u64,
+    took_ns: u64,
+    /// When the engine fell asleep.
+    ended_ns: u64,
+}
+
+impl Calls {
+    /// So many calls in a row are too many.
+    pub const ROW: u32 = 64;
+
+    /// A writer kicks the engine, which sleeps. `true`: the call sends, and [`end`](Self::end) is told when.
+    pub fn begin(&mut self, now_ns: u64) -> bool {
+        let soon = now_ns.saturating_sub(self.ended_ns) < self.took_ns;
+        self.in_a_row = if soon { self.in_a_row.saturating_add(1).min(Self::ROW) } else { 0 };
+        self.began_ns = now_ns;
+        self.in_a_row < Self::ROW
+    }
+
+    /// The call is over.
+    pub fn end(&mut self, now_ns: u64) {
+        self.took_ns = now_ns.saturating_sub(self.began_ns);
+        self.ended_ns = now_ns;
+    }
+
+    /// The thread falls asleep. `more`: it found more than it was woken for.
+    pub fn thread_ends(&mut self, now_ns: u64, more: bool) {
+        self.ended_ns = now_ns;
+        if !more {
+            self.in_a_row = 0;
+        }
+    }
+}
+
 /// The engine is awake: no kick needed.
 pub fn awake(need_kick: &Word) {
     need_kick.store(0);
@@ -401,6 +445,33 @@ mod tests {
 
     use super::super::abi::DESC_WORDS;
     use super::*;
+
+    #[test]
+    fn calls_send_unless_the_writer_is_faster() {
+        let mut calls = Calls::default();
+        let mut now_ns = 1_000_000;
+        let mut call = |calls: &mut Calls, after_ns| {
+            now_ns += after_ns;
+            let sends = calls.begin(now_ns);
+            if sends {
+                now_ns += 100;
+                calls.end(now_ns);
+            } else {
+                now_ns += 1_000;
+                calls.thread_ends(now_ns, true);
+            }
+            sends
+        };
+        let row = Calls::ROW as usize;
+        let many = 10 * row;
+        assert!((0..many).all(|_| call(&mut calls, 100)), "not before it is sent");
+        assert_eq!((0..many).take_while(|_| call(&mut calls, 99)).count(), row - 1);
+        assert!((0..many).all(|_| !call(&mut calls, 99)), "still faster");
+        assert!(call(&mut calls, 100), "it paused");
+        assert_eq!((0..many).take_while(|_| call(&mut calls, 0)).count(), row - 1);
+        calls.thread_ends(0, false);
+        assert!(call(&mut calls, 0), "the thread kept up");
+    }
 
     struct Ring {
         claim: Word,
