@@ -38,7 +38,7 @@
 //! | a train that may be a leg's | softirq, RCU; several CPUs at once | none |
 //! | the first train of a leg that was cut up | kernel worker | the shim's, of namespaces |
 //! | a transmit stream's thread | kernel thread, with the opener's credentials | engine, for a batch at a time |
-//! | KICK | process, with the opener's credentials while it sends | engine, for one batch, if it is free |
+//! | KICK | process, with the opener's credentials while it sends | engine, for two batches at most, if it is free |
 //! | space in a leg's socket | any, the socket's wait queue locked | the wait queue in which the thread sleeps |
 //!
 //! With the control lock held a call may wait for the lock of a socket, which its user can hold for as

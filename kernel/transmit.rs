@@ -10,10 +10,11 @@
 //! leg took it.
 //!
 //! Whoever sends holds the engine's lock: the thread, or a writer that kicks while the thread sleeps
-//! ([`Calls`] says when). A call sends one batch and never waits: what is left, not due yet or without space in
-//! a socket is the thread's.
+//! ([`Calls`] says when). A call sends two batches at most and never waits: what is left, not due yet or without
+//! space in a socket is the thread's.
 //!
-//! Small sends are copied, so that a slot is free as soon as its packet was taken. Large ones of a stream with
+//! Small sends are copied, into pages that are used again ([`crate::sink::copies`]) or by the stack, so that a slot is
+//! free as soon as its packet was taken. Large ones of a stream with
 //! one leg leave from the ring's own pages where the device can read them ([`crate::sink::flight`]): such a
 //! slot is released when the network has let go of it, for which STOP does not wait. Since a queue may hold
 //! packets for any time, and the ring with them, a leg is first tried with copies ([`Pages`]). A second leg
@@ -38,6 +39,7 @@ use crate::ring::abi::{self, ioctl, status, LegFigures, StreamCounters, LEGS_MAX
 use crate::ring::figures::FigureBlocks;
 use crate::ring::pace::{stall_limit_ns, Pacer, Rate, LATE_NS, RETRY_NS};
 use crate::ring::transmit::{awake, Calls, Job, Progress, TransmitCore};
+use crate::sink::copies::Copies;
 use crate::sink::flight::{Departure, Flights, Outcome, Trip};
 use crate::sink::udp::{Gather, UdpSink, DATAGRAM_MAX, PIECES_MAX, SEGMENTS_MAX};
 use crate::stream::Shared;
@@ -47,6 +49,8 @@ use crate::thread::{self, ActsFor, Bell, Thread, ThreadOwner};
 const BATCH_MAX: usize = 256;
 /// How often a launch time that is still to come is looked at again: the clock may be set.
 const LAUNCH_CHECK_NS: u64 = 500_000_000;
+/// Sends of fewer bytes are left to the stack to copy: buffers of pieces cost more than that.
+const COPIES_MIN: usize = 1_200;
 /// Sends of fewer bytes are copied, which then costs less than to hear of their end.
 const PAGES_MIN: usize = 10_000;
 /// So do pieces of pages of fewer bytes, on average: slots with much room between their packets.
@@ -132,6 +136,10 @@ impl Transmit {
         }
         let sink = UdpSink::adopt(request.fd, self.bell.clone())?;
         let mut leg = Leg::new(sink, request.flags, engine.legs.count == 1);
+        if engine.copies.is_none() {
+            // Without them the stack copies.
+            engine.copies = Copies::new().ok();
+        }
         if leg.pages != Pages::Never && engine.flights.is_none() {
             match Flights::new(self.bell.clone()) {
                 Ok(flights) => engine.flights = Some(flights),
@@ -198,15 +206,18 @@ impl Transmit {
         writer.wake(WRITABLE | more);
     }
 
-    /// The writer has committed something: its own call sends a batch of it, or the thread does, which also has
-    /// what is left.
+    /// The writer has committed something: its own call sends a batch, and one more if there is more to do or a slot
+    /// is free again that the first one's send read; or the thread does, which also has what remains.
     pub(crate) fn kick(&self) {
         let left = self.engine.try_lock().is_none_or(|mut engine| {
             if !engine.is_for_calls() {
                 return true;
             }
             let _opener = ActsFor::new(&self.opener);
-            let next = engine.run(&self.shared);
+            let mut next = engine.run(&self.shared);
+            if next == Next::Now {
+                next = engine.run(&self.shared);
+            }
             engine.calls.end(monotonic_ns());
             next != Next::Kick
         });
@@ -350,6 +361,8 @@ struct Leg {
     /// Neighbours of equal length go out together.
     offload: bool,
     pages: Pages,
+    /// Until then the stack copies, CLOCK_MONOTONIC.
+    plain_until_ns: u64,
     /// Packets of the present batch that this leg is done with.
     done: usize,
     blocked_since: Option<u64>,
@@ -383,6 +396,8 @@ struct Engine {
     gather: Gather,
     /// When a leg may be sent to from the ring's own pages.
     flights: Option<Flights>,
+    /// Where small sends are copied to.
+    copies: Option<Copies>,
     clock: ClockPage,
     /// `need_kick` is set.
     asleep: bool,
@@ -455,6 +470,7 @@ impl Engine {
             filled: 0,
             gather: Gather::new()?,
             flights: None,
+            copies: None,
             clock: ClockPage::new(),
             asleep: false,
             running: false,
@@ -633,6 +649,8 @@ impl Engine {
     fn send(&mut self, number: usize, memory: &Memory, now_ns: u64) {
         let Some(leg) = self.legs.get_mut(number).and_then(Option::as_mut) else { return };
         let batch = self.batch.get_mut(..self.filled).unwrap_or_default();
+        let mut copies =
+            self.copies.as_mut().filter(|_| now_ns >= leg.plain_until_ns && leg.sink.takes_pieces());
         // An ICMP answer to an earlier packet is told once, instead of sending. A second error in a row
         // is about this packet.
         let mut answered = false;
@@ -652,6 +670,9 @@ impl Engine {
                 leg.copy_until(now_ns.saturating_add(COPY_NS));
                 continue;
             }
+            let lent = matches!(message.origin, Origin::Copy)
+                && self.gather.bytes() >= COPIES_MIN
+                && copies.as_mut().is_some_and(|copies| copies.copy(&mut self.gather));
             let counters = self.core.counters_mut();
             bump(&mut counters.socket_calls, 1);
             let sent = leg.sink.send(&mut self.gather, message.segment, flight);
@@ -685,6 +706,11 @@ impl Engine {
                     counters.send_errno = bindings::ECONNREFUSED.into();
                     answered = true;
                     continue;
+                }
+                // A buffer takes fewer pieces than this (net.core.max_skb_frags), or the packet is too long.
+                _ if lent && errno == bindings::EMSGSIZE => {
+                    leg.plain_until_ns = now_ns.saturating_add(COPY_NS);
+                    copies = None;
                 }
                 Verdict::Split => leg.offload = false,
                 // The plain way tells whether it has to do with the pages.
@@ -844,7 +870,7 @@ impl Leg {
         let may = alone && flags & ioctl::LEG_NO_ZEROCOPY == 0;
         let pages = if may { Pages::After(0) } else { Pages::Never };
         let offload = flags & ioctl::LEG_NO_GSO == 0;
-        Self { sink, offload, pages, done: 0, blocked_since: None, figures }
+        Self { sink, offload, pages, plain_until_ns: 0, done: 0, blocked_since: None, figures }
     }
 
     /// Sends nothing from the ring's own pages before `from_ns`.
