@@ -150,8 +150,10 @@ fn no_commit_is_slept_through() {
 #[test]
 fn a_busy_stream_needs_few_calls() {
     let to = receiver();
-    let mut writer =
-        Writer::running(ioctl::Create { ring_order: 10, ..request() }, &[&sender(&to)]).unwrap();
+    let mut writer = Writer::create(ioctl::Create { ring_order: 10, ..request() }).unwrap();
+    // One by one: sending takes much longer than filling.
+    writer.add_leg(0, sender(&to).as_raw_fd(), ioctl::LEG_NO_GSO).unwrap();
+    writer.device.plain(ioctl::START).unwrap();
     let packet = numbered(0, 1_000);
     let (count, mut commits) = (40_000_u64, 0_u64);
     let deadline = Instant::now() + LIMIT;
