@@ -10,16 +10,28 @@ use crate::ring::abi::status;
 const STEP_NS: u64 = 1_000_000;
 /// Clocks that were read further apart than this say nothing of each other.
 const APART_NS: u64 = 100_000;
+/// Whoever publishes all the time looks at the clocks this often.
+const EVERY_NS: u64 = 1_000_000;
 
 /// Notices when CLOCK_REALTIME is set.
 pub(crate) struct ClockPage {
     /// CLOCK_REALTIME less CLOCK_MONOTONIC.
     realtime_offset_ns: u64,
+    /// When they are to be looked at again, CLOCK_MONOTONIC.
+    next_ns: u64,
 }
 
 impl ClockPage {
     pub(crate) fn new() -> Self {
-        Self { realtime_offset_ns: realtime_ns().wrapping_sub(monotonic_ns()) }
+        Self { realtime_offset_ns: realtime_ns().wrapping_sub(monotonic_ns()), next_ns: 0 }
+    }
+
+    /// [`publish`](Self::publish), unless that was done a moment ago.
+    pub(crate) fn publish_at(&mut self, memory: &Memory, now_ns: u64) {
+        if now_ns >= self.next_ns {
+            self.next_ns = now_ns.saturating_add(EVERY_NS);
+            self.publish(memory);
+        }
     }
 
     /// Writes the words of the status page, unless it was interrupted: then the next time.

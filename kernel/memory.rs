@@ -34,8 +34,9 @@ use crate::ring::view::{Block, ControlView, DescriptorWords, RingView};
 mod shim {
     use kernel::ffi::{c_int, c_void};
 
+    // The compiler cannot see through a page.
     extern "C" {
-        pub(super) fn rtp_mgr_page_holders(address: *const c_void) -> c_int;
+        pub(super) fn rtp_mgr_page_holders(page: *const c_void) -> c_int;
     }
 }
 
@@ -48,10 +49,13 @@ struct Page([Word; WORDS]);
 const _: () = assert!(size_of::<Page>() == PAGE && PAGE == kernel::page::PAGE_SIZE);
 
 /// Pages that are zero at first, charged to the memory cgroup of whoever asks for them.
-struct Pages(Vec<Page, allocator::Pages>);
+pub(crate) struct Pages(Vec<Page, allocator::Pages>);
 
 impl Pages {
-    fn new(count: usize) -> Result<Self> {
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new(count: usize) -> Result<Self> {
         let mut pages = Vec::with_capacity(count, GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN)?;
         // SAFETY: There is room for `count` pages, and zero is a valid value of every word.
         unsafe { pages.inc_len(count) };
@@ -73,14 +77,20 @@ impl Pages {
 
     /// How many have the page at `index`, this among them; 0: there is no such page.
     fn holders(&self, index: usize) -> usize {
-        let Some(page) = self.0.get(index) else { return 0 };
-        // SAFETY: A page of a vmalloc allocation, which lives as long as `self`.
-        let count = unsafe { shim::rtp_mgr_page_holders(core::ptr::from_ref(page).cast()) };
-        usize::try_from(count).unwrap_or(0)
+        // SAFETY: `self` keeps the page.
+        self.known(index).map_or(0, |page| unsafe { holders(page) })
     }
 
-    fn start(&self) -> NonNull<u8> {
+    /// The first byte.
+    pub(crate) fn start(&self) -> NonNull<u8> {
         NonNull::from(&*self.0).cast()
+    }
+
+    /// The page at `index` as the memory management knows it, for as long as `self` lives.
+    pub(crate) fn known(&self, index: usize) -> Option<*mut bindings::page> {
+        let page = self.0.get(index)?;
+        // SAFETY: A page of a vmalloc allocation (`allocator::Pages` makes such).
+        Some(unsafe { bindings::vmalloc_to_page(core::ptr::from_ref(page).cast()) })
     }
 
     /// The page at `index` as the memory management knows it, put into `area` at `address`.
@@ -90,6 +100,16 @@ impl Pages {
         let page = unsafe { Vmalloc::to_page(NonNull::from(page).cast()) };
         area.set_mixedmap().vm_insert_page(address, &page)
     }
+}
+
+/// How many have a page.
+///
+/// # Safety
+///
+/// The caller is one of them.
+pub(crate) unsafe fn holders(page: *const bindings::page) -> usize {
+    // SAFETY: As this function's own requirement.
+    usize::try_from(unsafe { shim::rtp_mgr_page_holders(page.cast()) }).unwrap_or(0)
 }
 
 /// A part of a page: the page, an offset in it and a length in bytes.

@@ -88,10 +88,10 @@ const struct cred *rtp_mgr_swap_creds(const struct cred *creds)
 	return override_creds(creds);
 }
 
-/* page_count() is an inline function, and struct page opaque to Rust. `address` is of a vmalloc allocation. */
-int rtp_mgr_page_holders(const void *address)
+/* page_count() is an inline function, and struct page opaque to Rust. */
+int rtp_mgr_page_holders(const struct page *page)
 {
-	return page_count(vmalloc_to_page(address));
+	return page_count(page);
 }
 
 /* A macro. */
@@ -116,6 +116,19 @@ int rtp_mgr_udp_may_send(struct socket *socket)
 int rtp_mgr_udp_send_buffer(struct socket *socket)
 {
 	return READ_ONCE(socket->sk->sk_sndbuf);
+}
+
+/* As above: whether what it last sent through takes buffers in pieces. Without them the stack copies pages once more. */
+bool rtp_mgr_udp_takes_pieces(struct socket *socket)
+{
+	const struct dst_entry *dst;
+	bool pieces;
+
+	rcu_read_lock();
+	dst = rcu_dereference(socket->sk->sk_dst_cache);
+	pieces = dst && dst_dev_rcu(dst)->features & NETIF_F_SG;
+	rcu_read_unlock();
+	return pieces;
 }
 
 /* As above: whether sends are collected, for which the socket's lock is held while waiting for space. */

@@ -38,6 +38,7 @@
 //! | a train that may be a leg's | softirq, RCU; several CPUs at once | none |
 //! | the first train of a leg that was cut up | kernel worker | the shim's, of namespaces |
 //! | a transmit stream's thread | kernel thread, with the opener's credentials | engine, for a batch at a time |
+//! | KICK | process, with the opener's credentials while it sends | engine, for two batches at most, if it is free |
 //! | space in a leg's socket | any, the socket's wait queue locked | the wait queue in which the thread sleeps |
 //!
 //! With the control lock held a call may wait for the lock of a socket, which its user can hold for as
@@ -45,7 +46,8 @@
 //! may do takes it: LIST and fdinfo read the status page, ATTACH and a reader's release take the lock of
 //! the files, under which nobody waits.
 //!
-//! A transmit stream's poll takes no lock. KICK takes none either: it rings the thread's bell.
+//! A transmit stream's poll takes no lock. KICK only tries for the engine's: if somebody has it, or the thread has
+//! to send, it rings the thread's bell.
 //!
 //! # The timer
 //!
@@ -83,7 +85,7 @@
 //!
 //! # The thread
 //!
-//! A transmit stream has one while it runs. It is started and stopped with the control lock held and the
+//! A transmit stream has one while it runs; a KICK that finds it asleep sends in its stead. It is started and stopped with the control lock held and the
 //! engine's not; stopping waits for its end, which is at most a batch away, since its sends wait for
 //! memory but never for space in a socket. There is one exception: a send through a socket that is not
 //! corked takes no lock of the socket, and a corked one is not sent through, but a user who corks it
@@ -92,8 +94,8 @@
 //! calls on files of that stream (STOP, STATS, the writer's close); the end of that send ends it.
 //!
 //! Each send passes the security module's check of a send (`kernel_sendmsg()` is `sock_sendmsg()`, which calls
-//! `security_socket_sendmsg()`) with the opener's credentials, which the thread acts for; so ADD_LEG has
-//! none of its own, and what is refused is a send that failed. A thread that was not stopped before is when its owner's file
+//! `security_socket_sendmsg()`) with the opener's credentials, which the thread and a KICK that sends act for; so
+//! ADD_LEG has none of its own, and what is refused is a send that failed. A thread that was not stopped before is when its owner's file
 //! is closed, and so before the stream, its memory and the module can go.
 
 use core::mem::offset_of;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 
-//! A transmit stream's engine: from the ring into sockets, by a thread of its own.
+//! A transmit stream's engine: from the ring into sockets, by a thread of its own and in the calls of its writer.
 //!
 //! What does not live here: what is believed of the writer ([`crate::ring::transmit`]), when packets
 //! are due ([`crate::ring::pace`]), sockets ([`crate::sink`]), who may call what when
@@ -9,7 +9,12 @@
 //! A batch is sent to every leg before the next one begins: a packet counts as sent when at least one
 //! leg took it.
 //!
-//! Small sends are copied, so that a slot is free as soon as its packet was taken. Large ones of a stream with
+//! Whoever sends holds the engine's lock: the thread, or a writer that kicks while the thread sleeps
+//! ([`Calls`] says when). A call sends two batches at most and never waits: what is left, not due yet or without
+//! space in a socket is the thread's.
+//!
+//! Small sends are copied, into pages that are used again ([`crate::sink::copies`]) or by the stack, so that a slot is
+//! free as soon as its packet was taken. Large ones of a stream with
 //! one leg leave from the ring's own pages where the device can read them ([`crate::sink::flight`]): such a
 //! slot is released when the network has let go of it, for which STOP does not wait. Since a queue may hold
 //! packets for any time, and the ring with them, a leg is first tried with copies ([`Pages`]). A second leg
@@ -33,7 +38,8 @@ use crate::primitives::{monotonic_ns, tai_ns, trace};
 use crate::ring::abi::{self, ioctl, status, LegFigures, StreamCounters, LEGS_MAX, PAGE};
 use crate::ring::figures::FigureBlocks;
 use crate::ring::pace::{stall_limit_ns, Pacer, Rate, LATE_NS, RETRY_NS};
-use crate::ring::transmit::{awake, Job, Progress, TransmitCore};
+use crate::ring::transmit::{awake, Calls, Job, Progress, TransmitCore};
+use crate::sink::copies::Copies;
 use crate::sink::flight::{Departure, Flights, Outcome, Trip};
 use crate::sink::udp::{Gather, UdpSink, DATAGRAM_MAX, PIECES_MAX, SEGMENTS_MAX};
 use crate::stream::Shared;
@@ -43,6 +49,8 @@ use crate::thread::{self, ActsFor, Bell, Thread, ThreadOwner};
 const BATCH_MAX: usize = 256;
 /// How often a launch time that is still to come is looked at again: the clock may be set.
 const LAUNCH_CHECK_NS: u64 = 500_000_000;
+/// Sends of fewer bytes are left to the stack to copy: buffers of pieces cost more than that.
+const COPIES_MIN: usize = 1_200;
 /// Sends of fewer bytes are copied, which then costs less than to hear of their end.
 const PAGES_MIN: usize = 10_000;
 /// So do pieces of pages of fewer bytes, on average: slots with much room between their packets.
@@ -128,6 +136,10 @@ impl Transmit {
         }
         let sink = UdpSink::adopt(request.fd, self.bell.clone())?;
         let mut leg = Leg::new(sink, request.flags, engine.legs.count == 1);
+        if engine.copies.is_none() {
+            // Without them the stack copies.
+            engine.copies = Copies::new().ok();
+        }
         if leg.pages != Pages::Never && engine.flights.is_none() {
             match Flights::new(self.bell.clone()) {
                 Ok(flights) => engine.flights = Some(flights),
@@ -153,6 +165,7 @@ impl Transmit {
         let number = self.shared.memory.header().stream_id;
         // SAFETY: `self` is pinned, and stops the thread before it is dropped.
         *thread = Some(unsafe { Thread::start(self, number)? });
+        self.engine.lock().running = true;
         self.shared.memory.live(status::STATE).store(abi::STATE_RUNNING);
         Ok(())
     }
@@ -193,9 +206,24 @@ impl Transmit {
         writer.wake(WRITABLE | more);
     }
 
-    /// The writer has committed something.
+    /// The writer has committed something: its own call sends a batch, and one more if there is more to do or a slot
+    /// is free again that the first one's send read; or the thread does, which also has what remains.
     pub(crate) fn kick(&self) {
-        self.bell.ring();
+        let left = self.engine.try_lock().is_none_or(|mut engine| {
+            if !engine.is_for_calls() {
+                return true;
+            }
+            let _opener = ActsFor::new(&self.opener);
+            let mut next = engine.run(&self.shared);
+            if next == Next::Now {
+                next = engine.run(&self.shared);
+            }
+            engine.calls.end(monotonic_ns());
+            next != Next::Kick
+        });
+        if left {
+            self.bell.ring();
+        }
     }
 
     /// The counters now.
@@ -260,9 +288,17 @@ impl Transmit {
 impl ThreadOwner for Transmit {
     fn work(&self) {
         let _opener = ActsFor::new(&self.opener);
+        // There was more to do than the thread was woken for.
+        let mut more = false;
         while !thread::should_stop() {
             self.bell.hush();
-            let next = self.engine.lock().run(&self.shared);
+            let mut engine = self.engine.lock();
+            let next = engine.run(&self.shared);
+            if next == Next::Kick {
+                engine.calls.thread_ends(monotonic_ns(), more);
+            }
+            more = next == Next::Now;
+            drop(engine);
             match next {
                 Next::Now => thread::pause(),
                 Next::At(until_ns) => self.bell.sleep(Some(until_ns)),
@@ -325,6 +361,8 @@ struct Leg {
     /// Neighbours of equal length go out together.
     offload: bool,
     pages: Pages,
+    /// Until then the stack copies, CLOCK_MONOTONIC.
+    plain_until_ns: u64,
     /// Packets of the present batch that this leg is done with.
     done: usize,
     blocked_since: Option<u64>,
@@ -358,9 +396,14 @@ struct Engine {
     gather: Gather,
     /// When a leg may be sent to from the ring's own pages.
     flights: Option<Flights>,
+    /// Where small sends are copied to.
+    copies: Option<Copies>,
     clock: ClockPage,
     /// `need_kick` is set.
     asleep: bool,
+    /// There is a thread to go on with what a call of the writer leaves.
+    running: bool,
+    calls: Calls,
 }
 
 /// A place for each leg that the stream has.
@@ -427,8 +470,11 @@ impl Engine {
             filled: 0,
             gather: Gather::new()?,
             flights: None,
+            copies: None,
             clock: ClockPage::new(),
             asleep: false,
+            running: false,
+            calls: Calls::default(),
         })
     }
 
@@ -448,6 +494,13 @@ impl Engine {
         self.pacer = pacer(rate)?;
         self.rate = rate;
         Ok(())
+    }
+
+    /// Whether the call of a writer that kicks is to send. Not when there is a rate: then most of it is to be
+    /// waited for, and that is the thread's.
+    fn is_for_calls(&mut self) -> bool {
+        let idle = self.running && self.asleep && self.pacer.is_none();
+        idle && self.calls.begin(monotonic_ns())
     }
 
     /// One round, and whether to sleep after it.
@@ -535,7 +588,8 @@ impl Engine {
         if self.legs.iter().all(|leg| leg.done == self.filled) {
             self.finish_batch(now_ns);
             self.publish(shared, now_ns);
-            return Next::Now;
+            // Whoever sleeps looks at the writer's head once more.
+            return if self.core.ready() == 0 { Next::Kick } else { Next::Now };
         }
         self.publish(shared, now_ns);
         Next::At(now_ns.saturating_add(RETRY_NS))
@@ -595,6 +649,8 @@ impl Engine {
     fn send(&mut self, number: usize, memory: &Memory, now_ns: u64) {
         let Some(leg) = self.legs.get_mut(number).and_then(Option::as_mut) else { return };
         let batch = self.batch.get_mut(..self.filled).unwrap_or_default();
+        let mut copies =
+            self.copies.as_mut().filter(|_| now_ns >= leg.plain_until_ns && leg.sink.takes_pieces());
         // An ICMP answer to an earlier packet is told once, instead of sending. A second error in a row
         // is about this packet.
         let mut answered = false;
@@ -614,6 +670,9 @@ impl Engine {
                 leg.copy_until(now_ns.saturating_add(COPY_NS));
                 continue;
             }
+            let lent = matches!(message.origin, Origin::Copy)
+                && self.gather.bytes() >= COPIES_MIN
+                && copies.as_mut().is_some_and(|copies| copies.copy(&mut self.gather));
             let counters = self.core.counters_mut();
             bump(&mut counters.socket_calls, 1);
             let sent = leg.sink.send(&mut self.gather, message.segment, flight);
@@ -647,6 +706,11 @@ impl Engine {
                     counters.send_errno = bindings::ECONNREFUSED.into();
                     answered = true;
                     continue;
+                }
+                // A buffer takes fewer pieces than this (net.core.max_skb_frags), or the packet is too long.
+                _ if lent && errno == bindings::EMSGSIZE => {
+                    leg.plain_until_ns = now_ns.saturating_add(COPY_NS);
+                    copies = None;
                 }
                 Verdict::Split => leg.offload = false,
                 // The plain way tells whether it has to do with the pages.
@@ -705,7 +769,7 @@ impl Engine {
         if let Some(sender) = self.core.sender() {
             memory.source(0).publish(&sender.to_words());
         }
-        self.clock.publish(memory);
+        self.clock.publish_at(memory, now_ns);
         memory.live(status::HEAD).store_release(self.core.head());
         self.core.publish_tail(memory.live(status::TAIL));
         if self.core.should_wake(memory.control(WRITER).wake_at.load()) {
@@ -721,6 +785,7 @@ impl Engine {
     /// lets go of them, and that is looked at by [`land`](Self::land).
     fn stop(&mut self, shared: &Shared) {
         let memory = &shared.memory;
+        self.running = false;
         let batch = self.batch.get_mut(..self.filled).unwrap_or_default();
         for leg in self.legs.iter_mut() {
             leg.sink.wait_no_more();
@@ -805,7 +870,7 @@ impl Leg {
         let may = alone && flags & ioctl::LEG_NO_ZEROCOPY == 0;
         let pages = if may { Pages::After(0) } else { Pages::Never };
         let offload = flags & ioctl::LEG_NO_GSO == 0;
-        Self { sink, offload, pages, done: 0, blocked_since: None, figures }
+        Self { sink, offload, pages, plain_until_ns: 0, done: 0, blocked_since: None, figures }
     }
 
     /// Sends nothing from the ring's own pages before `from_ns`.

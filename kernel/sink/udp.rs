@@ -17,6 +17,7 @@ use kernel::sync::Arc;
 use kernel::types::Opaque;
 
 use crate::memory::Piece;
+use crate::ring::abi::PAGE;
 use crate::sink::flight::Departure;
 use crate::thread::Bell;
 
@@ -27,6 +28,7 @@ mod shim {
     extern "C" {
         pub(super) fn rtp_mgr_udp_may_send(socket: *mut c_void) -> c_int;
         pub(super) fn rtp_mgr_udp_send_buffer(socket: *mut c_void) -> c_int;
+        pub(super) fn rtp_mgr_udp_takes_pieces(socket: *mut c_void) -> bool;
         pub(super) fn rtp_mgr_udp_is_corked(socket: *mut c_void) -> bool;
     }
 }
@@ -106,9 +108,15 @@ impl UdpSink {
         u64::from(doubled.max(0).unsigned_abs() / 2)
     }
 
+    /// Whether pages that are lent are not copied once more, as far as its latest route tells.
+    pub(crate) fn takes_pieces(&self) -> bool {
+        // SAFETY: The socket lives.
+        unsafe { shim::rtp_mgr_udp_takes_pieces(self.socket.as_ptr().cast()) }
+    }
+
     /// Sends what `gather` holds: one datagram, or with `segment` as many as it takes if each has
     /// that many bytes (the last may have fewer). Does not wait for space. Pages may be read until
-    /// `flight` is over, which goes with a gather of pages.
+    /// `flight` is over; without one, until nobody but their owner has them.
     ///
     /// # Errors
     ///
@@ -143,28 +151,33 @@ impl UdpSink {
             message.msg_controllen = size_of::<SegmentControl>();
         }
         let (bytes, parts) = (gather.bytes, gather.parts);
-        let sent = match flight {
+        if !gather.paged {
             // SAFETY: The socket lives; the message's control data and the parts (memory that lives as
             // long as the stream, and is only read) outlive the call, and there are as many as it is
             // told.
-            None => unsafe {
+            let sent = unsafe {
                 bindings::kernel_sendmsg(socket, &mut message, gather.memory.as_mut_ptr(), parts, bytes)
-            },
-            // SAFETY: As above. The stack takes its own references to the pages and to the flight's
-            // information, which lives until they are gone.
-            Some(flight) => unsafe {
+            };
+            return outcome(sent);
+        }
+        match flight {
+            Some(flight) => {
                 message.msg_flags |= bindings::MSG_ZEROCOPY;
                 message.msg_ubuf = flight.info;
-                let pieces = gather.pieces.as_ptr();
-                let all = &raw mut message.msg_iter;
-                bindings::iov_iter_bvec(all, ITER_SOURCE, pieces, parts as c_ulong, bytes);
-                bindings::sock_sendmsg(socket, &mut message)
-            },
-        };
-        if sent < 0 {
-            return Err(sent.unsigned_abs());
+            }
+            // Nobody writes what a buffer points to.
+            None => {
+                message.msg_flags |= bindings::MSG_SPLICE_PAGES | bindings::MSG_NO_SHARED_FRAGS;
+            }
         }
-        Ok(())
+        // SAFETY: As above. The stack takes its own references to the pages and to the flight's
+        // information, which lives until they are gone.
+        outcome(unsafe {
+            let pieces = gather.pieces.as_ptr();
+            let all = &raw mut message.msg_iter;
+            bindings::iov_iter_bvec(all, ITER_SOURCE, pieces, parts as c_ulong, bytes);
+            bindings::sock_sendmsg(socket, &mut message)
+        })
     }
 
     /// From now on the bell is rung when there is space. What was freed before shows in one more send.
@@ -207,6 +220,14 @@ impl UdpSink {
     }
 }
 
+/// What a send returned.
+fn outcome(sent: c_int) -> core::result::Result<(), u32> {
+    if sent < 0 {
+        return Err(sent.unsigned_abs());
+    }
+    Ok(())
+}
+
 impl Drop for UdpSink {
     fn drop(&mut self) {
         self.wait_no_more();
@@ -241,6 +262,8 @@ pub(crate) struct Gather {
     pieces: KVVec<bindings::bio_vec>,
     /// Of the one or the other.
     parts: usize,
+    /// It is of the other.
+    paged: bool,
     bytes: usize,
 }
 
@@ -252,13 +275,46 @@ impl Gather {
     pub(crate) fn new() -> Result<Self> {
         let memory = KVVec::from_elem(bindings::kvec::default(), SEGMENTS_MAX, GFP_KERNEL_ACCOUNT)?;
         let pieces = KVVec::from_elem(bindings::bio_vec::default(), PIECES_MAX, GFP_KERNEL_ACCOUNT)?;
-        Ok(Self { memory, pieces, parts: 0, bytes: 0 })
+        Ok(Self { memory, pieces, parts: 0, paged: false, bytes: 0 })
     }
 
     /// Empties it.
     pub(crate) fn clear(&mut self) {
         self.parts = 0;
+        self.paged = false;
         self.bytes = 0;
+    }
+
+    /// How many bytes it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The parts of one that holds memory.
+    pub(crate) fn parts(&self) -> &[bindings::kvec] {
+        self.memory.get(..self.parts).unwrap_or_default()
+    }
+
+    /// Makes it hold the bytes from `from` to `to` of `pages` instead, counted from the start of the first.
+    /// `false`: they are in too many pages, and it stays as it is.
+    pub(crate) fn replace(&mut self, pages: &[*mut bindings::page], from: usize, to: usize) -> bool {
+        let (mut next, mut parts) = (from, 0_usize);
+        while next < to {
+            let offset = next % PAGE;
+            let len = to.saturating_sub(next).min(PAGE.saturating_sub(offset));
+            let (Some(page), Some(piece)) = (pages.get(next / PAGE), self.pieces.get_mut(parts)) else {
+                return false;
+            };
+            *piece = bindings::bio_vec {
+                bv_page: *page,
+                bv_len: len as u32,
+                bv_offset: offset as u32,
+            };
+            next = next.saturating_add(len);
+            parts = parts.saturating_add(1);
+        }
+        (self.parts, self.paged) = (parts, true);
+        true
     }
 
     /// Adds memory that lives longer than this. What stands right behind the part before becomes
@@ -283,6 +339,7 @@ impl Gather {
     /// Adds pieces of pages that live longer than this. What stands right behind the one before becomes
     /// part of it. `false`: there is no room. Not together with [`add`](Self::add).
     pub(crate) fn add_pieces(&mut self, pieces: impl Iterator<Item = Piece>) -> bool {
+        self.paged = true;
         for Piece { page, offset, len } in pieces {
             let last = self.parts.checked_sub(1).and_then(|last| self.pieces.get_mut(last));
             match last {

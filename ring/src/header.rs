@@ -164,6 +164,14 @@ pub struct FixedHeader {
     pub has_padding: bool,
 }
 
+impl FixedHeader {
+    /// Whether the payload follows and nothing else: no contributing sources, extension or padding.
+    #[inline]
+    pub const fn is_all(&self) -> bool {
+        self.csrc_count == 0 && !self.has_extension && !self.has_padding
+    }
+}
+
 /// A parsed RTP header. Offsets count from the start of the packet, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RtpHeader {
@@ -269,6 +277,7 @@ pub fn parse_prefix(
 ///
 /// # Errors
 /// [`HeaderError::Version`], [`HeaderError::Short`] or [`HeaderError::Cut`].
+#[inline]
 pub fn parse_fixed(prefix: &[u8], packet_len: usize) -> Result<FixedHeader, HeaderError> {
     if packet_len < FIXED_LEN {
         return Err(HeaderError::Short { needed: FIXED_LEN, len: packet_len });

@@ -66,6 +66,7 @@ struct Sender {
 }
 
 impl Sender {
+    #[inline]
     fn count(&mut self, job: &Job, now_ns: u64) {
         if job.ssrc.is_none() {
             return;
@@ -92,6 +93,8 @@ pub struct TransmitCore<P> {
     next: u64,
     /// Next to release.
     tail: u64,
+    /// Positions from the tail on that are done and not released.
+    waiting: u64,
     /// The last head that was refused: counted once.
     refused: Option<u64>,
     /// The wake-up position that the writer was last woken for.
@@ -114,6 +117,7 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
             head: start,
             next: start,
             tail: start,
+            waiting: 0,
             refused: None,
             woken_at: None,
             sender: Sender::default(),
@@ -129,6 +133,7 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
         position as usize & self.progress.len().wrapping_sub(1)
     }
 
+    #[inline]
     fn hand_out(&mut self, position: u64) {
         let index = self.index(position);
         if let Some(progress) = self.progress.get_mut(index) {
@@ -170,24 +175,30 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
 
     /// The next packet, without handing it out. A descriptor that makes no sense is counted, and its
     /// position passed over.
+    #[inline]
     pub fn peek(&mut self, view: &RingView<'_>) -> Option<Job> {
         while self.ready() > 0 {
-            let descriptor = view.load(self.next);
-            match self.job(&descriptor) {
-                Some(job) => return Some(job),
-                None => {
-                    let position = self.next;
-                    self.counters.violations = self.counters.violations.wrapping_add(1);
-                    self.next = position.wrapping_add(1);
-                    self.hand_out(position);
-                    self.failed(position, 0);
-                }
+            let job = self.job(&view.load(self.next));
+            if job.is_some() {
+                return job;
             }
+            self.pass_over();
         }
         None
     }
 
+    /// The next descriptor makes no sense.
+    #[cold]
+    fn pass_over(&mut self) {
+        let position = self.next;
+        self.counters.violations = self.counters.violations.wrapping_add(1);
+        self.next = position.wrapping_add(1);
+        self.hand_out(position);
+        self.failed(position, 0);
+    }
+
     /// The descriptor as a job, if it can be one.
+    #[inline]
     fn job(&self, descriptor: &Descriptor) -> Option<Job> {
         let slot = self.index(self.next) as u32;
         let fits = (LEN_MIN..=self.slot_stride).contains(&descriptor.len);
@@ -204,6 +215,7 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
     }
 
     /// Hands out what [`peek`](Self::peek) showed: it is being sent.
+    #[inline]
     pub fn take(&mut self, job: &Job) {
         if job.position == self.next && self.ready() > 0 {
             self.hand_out(job.position);
@@ -212,6 +224,7 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
     }
 
     /// The packet at `position` has left. Its slot is released when no send [holds](Self::hold) it.
+    #[inline]
     pub fn sent(&mut self, position: u64, len: u32) {
         if self.finish(position) {
             self.counters.sent = self.counters.sent.wrapping_add(1);
@@ -220,6 +233,7 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
     }
 
     /// Counts a packet that has left at `now_ns` of CLOCK_MONOTONIC for the sender reports.
+    #[inline]
     pub fn count_sender(&mut self, job: &Job, now_ns: u64) {
         self.sender.count(job, now_ns);
     }
@@ -251,19 +265,30 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
     }
 
     /// Marks a position done, once, and releases what is done up to there.
+    #[inline]
     fn finish(&mut self, position: u64) -> bool {
-        let index = self.index(position);
-        match self.progress.get_mut(index) {
-            Some(progress) if progress.stage == Stage::Sending => progress.stage = Stage::Done,
-            _ => return false,
+        let (index, tail) = (self.index(position), self.tail);
+        let Some(progress) = self.progress.get_mut(index) else { return false };
+        if progress.stage != Stage::Sending {
+            return false;
         }
-        self.release();
+        // Nearly always: in order, and nobody reads its slot.
+        if position == tail && progress.holds == 0 {
+            progress.stage = Stage::Waiting;
+            self.tail = tail.wrapping_add(1);
+        } else {
+            progress.stage = Stage::Done;
+            self.waiting = self.waiting.wrapping_add(1);
+        }
+        if self.waiting != 0 {
+            self.release();
+        }
         true
     }
 
     /// Moves the tail past what is done and held by nobody.
     fn release(&mut self) {
-        while self.tail != self.next {
+        while self.waiting != 0 {
             let index = self.index(self.tail);
             match self.progress.get_mut(index) {
                 Some(progress) if progress.stage == Stage::Done && progress.holds == 0 => {
@@ -272,6 +297,7 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
                 _ => break,
             }
             self.tail = self.tail.wrapping_add(1);
+            self.waiting = self.waiting.wrapping_sub(1);
         }
     }
 
@@ -369,6 +395,50 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
     }
 }
 
+/// Whether the engine sends in the call in which a writer kicks it, or has a thread do it.
+///
+/// Sending in the call costs no wake-up and no change of threads. But a writer that fills slots faster than they
+/// are sent gets more done if somebody else sends meanwhile, and needs no calls as long as that somebody is
+/// busy. So when many calls in a row came sooner after the one before than that had taken, the thread sends;
+/// until the writer pauses, or the thread finds nothing more than it was woken for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// How many came soon after what was sent before.
+    in_a_row: u32,
+    /// When the latest call that sends began, CLOCK_MONOTONIC, and how long the one before took.
+    began_ns: u64,
+    took_ns: u64,
+    /// When the engine fell asleep.
+    ended_ns: u64,
+}
+
+impl Calls {
+    /// So many calls in a row are too many.
+    pub const ROW: u32 = 64;
+
+    /// A writer kicks the engine, which sleeps. `true`: the call sends, and [`end`](Self::end) is told when.
+    pub fn begin(&mut self, now_ns: u64) -> bool {
+        let soon = now_ns.saturating_sub(self.ended_ns) < self.took_ns;
+        self.in_a_row = if soon { self.in_a_row.saturating_add(1).min(Self::ROW) } else { 0 };
+        self.began_ns = now_ns;
+        self.in_a_row < Self::ROW
+    }
+
+    /// The call is over.
+    pub fn end(&mut self, now_ns: u64) {
+        self.took_ns = now_ns.saturating_sub(self.began_ns);
+        self.ended_ns = now_ns;
+    }
+
+    /// The thread falls asleep. `more`: it found more than it was woken for.
+    pub fn thread_ends(&mut self, now_ns: u64, more: bool) {
+        self.ended_ns = now_ns;
+        if !more {
+            self.in_a_row = 0;
+        }
+    }
+}
+
 /// The engine is awake: no kick needed.
 pub fn awake(need_kick: &Word) {
     need_kick.store(0);
@@ -401,6 +471,33 @@ mod tests {
 
     use super::super::abi::DESC_WORDS;
     use super::*;
+
+    #[test]
+    fn calls_send_unless_the_writer_is_faster() {
+        let mut calls = Calls::default();
+        let mut now_ns = 1_000_000;
+        let mut call = |calls: &mut Calls, after_ns| {
+            now_ns += after_ns;
+            let sends = calls.begin(now_ns);
+            if sends {
+                now_ns += 100;
+                calls.end(now_ns);
+            } else {
+                now_ns += 1_000;
+                calls.thread_ends(now_ns, true);
+            }
+            sends
+        };
+        let row = Calls::ROW as usize;
+        let many = 10 * row;
+        assert!((0..many).all(|_| call(&mut calls, 100)), "not before it is sent");
+        assert_eq!((0..many).take_while(|_| call(&mut calls, 99)).count(), row - 1);
+        assert!((0..many).all(|_| !call(&mut calls, 99)), "still faster");
+        assert!(call(&mut calls, 100), "it paused");
+        assert_eq!((0..many).take_while(|_| call(&mut calls, 0)).count(), row - 1);
+        calls.thread_ends(0, false);
+        assert!(call(&mut calls, 0), "the thread kept up");
+    }
 
     struct Ring {
         claim: Word,

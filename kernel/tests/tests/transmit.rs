@@ -150,8 +150,10 @@ fn no_commit_is_slept_through() {
 #[test]
 fn a_busy_stream_needs_few_calls() {
     let to = receiver();
-    let mut writer =
-        Writer::running(ioctl::Create { ring_order: 10, ..request() }, &[&sender(&to)]).unwrap();
+    let mut writer = Writer::create(ioctl::Create { ring_order: 10, ..request() }).unwrap();
+    // One by one: sending takes much longer than filling.
+    writer.add_leg(0, sender(&to).as_raw_fd(), ioctl::LEG_NO_GSO).unwrap();
+    writer.device.plain(ioctl::START).unwrap();
     let packet = numbered(0, 1_000);
     let (count, mut commits) = (40_000_u64, 0_u64);
     let deadline = Instant::now() + LIMIT;
@@ -975,6 +977,52 @@ fn a_namespace_that_nobody_else_has_goes_with_the_stream() {
     }
     assert_books(&writer.counters());
     assert!(writer.counters().external_drops > 0);
+}
+
+#[test]
+fn a_writer_that_waits_is_served_in_its_own_calls() {
+    const COMMITS: u64 = 40;
+    let to = receiver();
+    assert_eq!(threads(), [], "of earlier tests");
+    let mut writer = Writer::running(request(), &[&sender(&to)]).unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while writer.status.word(status::NEED_KICK).load() == 0 {
+        assert!(Instant::now() < deadline);
+    }
+    let [thread] = threads()[..] else { panic!("one stream, one thread: {:?}", threads()) };
+    // What it was doing when it set the word is over when it next sleeps.
+    std::thread::sleep(Duration::from_millis(100));
+    let before = switches(thread);
+    for number in 0..COMMITS {
+        writer.fill(&numbered(number, 1_300));
+        writer.commit();
+        assert_eq!(writer.tail(), writer.next, "sent when KICK returned");
+    }
+    assert_eq!(switches(thread), before, "the thread was not woken");
+    assert_eq!(writer.kicks, COMMITS);
+    let arrived = collect(to, COMMITS as usize, SILENCE).join().unwrap();
+    assert!(arrived.iter().enumerate().all(|(n, bytes)| *bytes == numbered(n as u64, 1_300)));
+    assert_eq!(arrived.len() as u64, COMMITS);
+}
+
+#[test]
+fn packets_that_wait_at_their_receiver_stay_as_they_were_sent() {
+    // More than the pages hold that are used again and again.
+    const COUNT: u64 = 2_000;
+    for flags in [0, ioctl::LEG_NO_GSO] {
+        let to = receiver();
+        let writer = Writer::create(ioctl::Create { ring_order: 6, ..request() });
+        let mut writer = writer.unwrap();
+        writer.add_leg(0, sender(&to).as_raw_fd(), flags).unwrap();
+        writer.device.plain(ioctl::START).unwrap();
+        let packets: Vec<_> = (0..COUNT).map(|number| numbered(number, 1_300)).collect();
+        writer.send_all(packets.iter().map(Vec::as_slice), LIMIT);
+        assert_eq!(writer.counters().sent, COUNT);
+        // Nothing was read so far.
+        let arrived = collect(to, packets.len(), SILENCE).join().unwrap();
+        assert_eq!(arrived.len(), packets.len(), "flags {flags}");
+        assert!(arrived == packets, "flags {flags}: other bytes");
+    }
 }
 
 #[test]

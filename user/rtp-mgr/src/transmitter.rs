@@ -457,14 +457,7 @@ impl Slots<'_> {
     /// All of them, in order.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = Slot<'_>> {
         let (ssrc, payload_type) = (self.rtp.ssrc, self.rtp.payload_type);
-        let first = self.first.chunks_exact_mut(self.stride);
-        let chunks = first.chain(self.second.chunks_exact_mut(self.stride));
-        chunks.zip(&mut *self.fills).map(move |(bytes, fill)| Slot {
-            bytes,
-            fill,
-            ssrc,
-            payload_type,
-        })
+        self.filled().map(move |(bytes, fill)| Slot { bytes, fill, ssrc, payload_type })
     }
 
     /// Gives the first `n` to the engine. The others stay free, as all do when this is dropped.
@@ -480,53 +473,66 @@ impl Slots<'_> {
             let accepted = "accepted: slots that have a packet (set_len or set_payload_len)";
             return Err(Error::argument("commit", format_args!("{n}: slot {empty}"), accepted));
         }
-        let region = self.engine.region().clone();
+        let engine = self.engine;
+        let region = engine.region();
         let ring = region.ring();
         let mask = region.layout().slot_count() as u64 - 1;
-        for index in 0..n {
-            let position = self.head.wrapping_add(index as u64);
-            let descriptor = self.describe(index, (position & mask) as u32);
+        let (mut position, mut sequence) = (*self.head, self.rtp.next_sequence);
+        for (bytes, fill) in self.filled().take(n) {
+            let mut descriptor = describe(bytes, fill, &mut sequence);
+            descriptor.slot = (position & mask) as u32;
             ring.store(position, &descriptor);
+            position = position.wrapping_add(1);
         }
-        *self.head = self.head.wrapping_add(n as u64);
+        (*self.head, self.rtp.next_sequence) = (position, sequence);
         let need_kick = region.status_word(status::NEED_KICK);
-        if commit(self.engine.control().view().position, need_kick, *self.head) {
-            self.engine.kick();
+        if commit(engine.control().view().position, need_kick, position) {
+            engine.kick();
         }
         Ok(())
     }
 
-    /// The descriptor of a filled slot; a packet of ours gets its sequence number.
-    fn describe(&mut self, index: usize, at: u32) -> Descriptor {
-        let fill = self.fills[index];
-        let sequence = self.rtp.next_sequence;
-        let Some(slot) = self.get(index) else { return Descriptor::default() };
-        if fill.ours {
-            slot.bytes[SEQUENCE].copy_from_slice(&sequence.to_be_bytes());
-        }
-        let mut descriptor = Descriptor {
-            slot: at,
-            len: fill.len as u32,
-            time_ns: fill.launch_ns.unwrap_or(0),
-            flags: if fill.launch_ns.is_some() { flag::LAUNCH_TIME } else { 0 },
-            source: SOURCE_NONE,
-            ..Descriptor::default()
-        };
-        // What is no RTP is sent as it is.
-        if let Ok(header) = header::parse(&slot.bytes[..fill.len]) {
-            descriptor.sequence = header.sequence.into();
-            descriptor.rtp_timestamp = header.timestamp;
-            descriptor.ssrc = header.ssrc;
-            descriptor.payload_type = header.payload_type;
-            descriptor.payload_offset = header.payload_offset as u16;
-            descriptor.payload_len = header.payload_len as u32;
-            descriptor.flags |= if header.marker { flag::MARKER } else { 0 };
-        }
-        if fill.ours {
-            self.rtp.next_sequence = sequence.wrapping_add(1);
-        }
-        descriptor
+    /// Each slot with what is known of it, in order.
+    fn filled(&mut self) -> impl Iterator<Item = (&mut [u8], &mut Fill)> {
+        let first = self.first.chunks_exact_mut(self.stride);
+        let chunks = first.chain(self.second.chunks_exact_mut(self.stride));
+        chunks.zip(&mut *self.fills)
     }
+}
+
+/// The descriptor of a filled slot but for its place; a packet of ours gets its sequence number.
+#[inline]
+fn describe(bytes: &mut [u8], fill: &Fill, sequence: &mut u16) -> Descriptor {
+    if fill.ours {
+        bytes[SEQUENCE].copy_from_slice(&sequence.to_be_bytes());
+        *sequence = sequence.wrapping_add(1);
+    }
+    let mut descriptor = Descriptor {
+        len: fill.len as u32,
+        time_ns: fill.launch_ns.unwrap_or(0),
+        flags: if fill.launch_ns.is_some() { flag::LAUNCH_TIME } else { 0 },
+        source: SOURCE_NONE,
+        ..Descriptor::default()
+    };
+    let packet = &bytes[..fill.len];
+    // Nearly every packet has a fixed header and nothing between it and the payload.
+    let (fixed, payload_offset, payload_len) = match header::parse_fixed(packet, fill.len) {
+        Ok(fixed) if fixed.is_all() => (fixed, FIXED_LEN, fill.len - FIXED_LEN),
+        Ok(fixed) => match header::parse(packet) {
+            Ok(header) => (fixed, header.payload_offset, header.payload_len),
+            // What is no RTP is sent as it is.
+            Err(_) => return descriptor,
+        },
+        Err(_) => return descriptor,
+    };
+    descriptor.sequence = fixed.sequence.into();
+    descriptor.rtp_timestamp = fixed.timestamp;
+    descriptor.ssrc = fixed.ssrc;
+    descriptor.payload_type = fixed.payload_type;
+    descriptor.payload_offset = payload_offset as u16;
+    descriptor.payload_len = payload_len as u32;
+    descriptor.flags |= if fixed.marker { flag::MARKER } else { 0 };
+    descriptor
 }
 
 /// Where the sequence number stands in an RTP header (RFC 3550 section 5.1).
