@@ -120,6 +120,9 @@ impl Drop for Reader {
 
 impl AsFd for Reader {
     fn as_fd(&self) -> BorrowedFd<'_> {
+        if let OwnRing::User(ring) = &self.ring {
+            ring.wake.task.file_is_asked_for();
+        }
         either!(&self.ring, ring => ring.wake.as_fd())
     }
 }
@@ -297,7 +300,7 @@ impl<W: Wake> RingReader<W> {
                 self.armed_at = None;
                 return Ok(Some(self.batch()));
             }
-            if !stopped {
+            if !stopped && !timeout.is_zero() {
                 match self.wake.drive(until) {
                     Driven::Elsewhere { .. } => {}
                     // While this reader did the work, nobody was asked to wake it.

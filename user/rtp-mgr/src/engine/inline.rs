@@ -4,16 +4,14 @@
 //! engine's thread ([`super::worker`]).
 //!
 //! A reader that waits in `read` and is the stream's only one takes packets from the sockets itself,
-//! once they have come one by one for a while, and never more at a time than a call takes. A stream at
-//! full speed, or of coalesced packets, stays with the engine's thread: there both are to work at once, and
-//! a change of hands may cost more packets than a sequence number can tell.
-//! The engine's thread does not listen to them meanwhile. When the reader goes away with what it
-//! has, a timer runs: if it is not back in time, the engine's thread takes over, so that a reader that
-//! stands still loses no more than before. It takes over at once when the reader's time runs out
-//! (whoever waits for the stream's file next is woken by it), when there is another reader, when
-//! packets are no longer calm in that sense, and for a while when a socket has dropped
-//! something: then somebody has to take packets out while the reader is at work. Each such while is
-//! twice as long as the last.
+//! never more at a time than a call takes. The engine's thread does not listen to them meanwhile. When the
+//! reader goes away with what it has, a timer runs: if it is not back in time, the engine's thread takes
+//! over, so that a reader that stands still loses no more than before. That time is a quarter of what the
+//! sockets' buffers hold of what comes, and never long. The engine's thread takes over at once when there is
+//! another reader, when the stream's file is asked for (whoever waits for it is to be woken by the engine),
+//! when the buffers hold too little, when the reader does not catch up with the sockets, and
+//! for a while when a socket has dropped something: then somebody has to take packets out while the
+//! reader is at work. Each such while is twice as long as the last.
 //!
 //! Everything here happens under the stream's lock, except that the reader waits without it; `inside`
 //! says that it does.
@@ -35,12 +33,24 @@ use super::worker::{NEVER, Task, drain};
 use crate::clock::monotonic_ns;
 use crate::poll::wait_events;
 
-/// How long the reader may be away before the engine's thread takes over.
-const AWAY_NS: u64 = 2_000_000;
+/// How long the reader may be away before the engine's thread takes over, at most: the figures wait as
+/// long, and what is no RTP ...
+const AWAY_MAX_NS: u64 = 10_000_000;
+/// ... and at least: in less it gets nothing done.
+const AWAY_MIN_NS: u64 = 500_000;
+/// It may be away for this part of what the sockets hold.
+const AWAY_SHARE: u64 = 4;
+/// Times in a row that the sockets had more than was taken, by which the reader does not catch up.
+const BEHIND_MAX: u32 = 32;
 /// Rings smaller than this are emptied by the reader while the engine's thread fills them.
 const SLOTS_MIN: usize = 256;
-/// How long packets must have come calmly.
-const CALM_NS: u64 = 100_000_000;
+/// How long the engine's thread does the work when the sockets hold too little, or the reader is behind.
+const CROWDED_NS: u64 = 100_000_000;
+/// A wait that is over by then was none: packets come faster than it takes ...
+const SHORT_NS: u64 = 10_000;
+/// ... and for so many times they are not waited for, if they are there: RTCP and all else is only seen when
+/// the reader waits.
+const EAGER_MAX: u32 = 16;
 /// How long the engine's thread does the work after the first drop.
 const PAUSE_NS: u64 = 1_000_000_000;
 /// The reader's own event, beside the tags of sockets.
@@ -66,10 +76,21 @@ pub(crate) struct Inline {
     timer: Option<OwnedFd>,
     /// When that runs out, CLOCK_MONOTONIC in nanoseconds; 0: it does not run.
     timer_ns: u64,
-    /// When the reader went away last.
-    away_ns: u64,
+    /// Until when it may be away.
+    back_ns: u64,
+    /// Times in a row that the sockets had more than was taken.
+    behind: u32,
+    /// So many times packets are asked for before they are waited for: they are likely to be there already.
+    eager: u32,
     /// What the sockets had dropped when it began.
     drops: u64,
+}
+
+impl Inline {
+    /// Counts, after a look at the sockets, how often in a row they had more.
+    fn count_behind(&mut self) {
+        self.behind = if self.more { self.behind.saturating_add(1) } else { 0 };
+    }
 }
 
 /// What a reader's attempt to do the engine's work came to.
@@ -116,16 +137,18 @@ impl ReceiveTask {
         let Some(poller) = poller.as_ref() else { return elsewhere };
         serving.inline.inside = true;
         drop(serving);
+        let began_ns = monotonic_ns();
         let mut events = [const { std::mem::MaybeUninit::uninit() }; EVENTS_MAX];
         // An error is a signal: whoever reads looks at the time again.
         let ready = wait_events(poller, &mut events, Some(wait)).unwrap_or_default();
         let mut serving = self.serving();
         serving.inline.inside = false;
         if ready.is_empty() && until.is_some_and(|until| Instant::now() >= until) {
-            serving.end_inline();
-            return Driven::TimedOut;
+            return serving.away(Driven::TimedOut);
         }
         serving.serve(ready.iter().map(|event| event.data.u64() as u16));
+        let short = monotonic_ns().saturating_sub(began_ns) < SHORT_NS;
+        serving.inline.eager = if short { EAGER_MAX } else { 0 };
         serving.away(Driven::Worked)
     }
 }
@@ -137,13 +160,15 @@ impl Serving {
             return false;
         };
         if self.inline.port.is_some() {
+            // Somebody may have asked for the wake-up, to wait for the file.
+            not_to_be_woken(port, stream);
             return true;
         }
         if !stream.has_one_reader() || stream.slot_count() < SLOTS_MIN {
             return false;
         }
         let now = monotonic_ns();
-        if now < self.inline.not_before_ns || !is_calm(stream, now) {
+        if now < self.inline.not_before_ns || away_ns(stream) < AWAY_MIN_NS {
             return false;
         }
         let prepared = prepare(stream, port, poller).and_then(|()| match &self.inline.timer {
@@ -162,8 +187,7 @@ impl Serving {
             self.inline.not_before_ns = u64::MAX;
             return false;
         }
-        // It need not be told of what it does itself.
-        port.page().view().wake_at.store(stream.head().wrapping_add(i64::MAX as u64));
+        not_to_be_woken(port, stream);
         self.inline.drops = stream.external_drops();
         self.inline.more = true;
         self.inline.port = Some(port.clone());
@@ -199,6 +223,13 @@ impl Serving {
         }
     }
 
+    /// Somebody is about to wait for the stream's file: the engine's thread is to wake them.
+    pub(super) fn file_is_asked_for(&mut self) {
+        if !self.inline.inside {
+            self.end_inline();
+        }
+    }
+
     /// The timer ran out.
     pub(super) fn reader_is_away(&mut self) {
         if let Some(timer) = &self.inline.timer {
@@ -209,7 +240,7 @@ impl Serving {
             return;
         }
         let now = monotonic_ns();
-        let until = self.inline.away_ns.saturating_add(AWAY_NS);
+        let until = self.inline.back_ns;
         if until <= now {
             self.end_inline();
         } else if self.inline.port.is_some() {
@@ -234,12 +265,18 @@ impl Serving {
         if stream.deadline() <= now {
             stream.tick();
         }
-        if self.inline.more {
+        if self.inline.more || self.inline.eager > 0 {
             self.inline.more = false;
+            let before = stream.taken();
             for leg in 0..stream.legs() {
                 self.inline.more |= take(stream, leg);
             }
-            return None;
+            self.inline.count_behind();
+            if stream.taken() != before {
+                self.inline.eager = self.inline.eager.saturating_sub(1);
+                return None;
+            }
+            self.inline.eager = 0;
         }
         if stream.head() != head {
             return None;
@@ -261,6 +298,7 @@ impl Serving {
         for leg in tags.clone().filter(|tag| *tag < TAG_RTCP) {
             self.inline.more |= take(stream, leg.into());
         }
+        self.inline.count_behind();
         if self.inline.more {
             return;
         }
@@ -274,23 +312,29 @@ impl Serving {
 
     /// The reader goes away with what it has.
     fn away(&mut self, driven: Driven) -> Driven {
-        let drops = self.stream.as_ref().map_or(0, Stream::external_drops);
-        let crowded = self.stream.as_ref().is_some_and(|stream| !is_calm(stream, monotonic_ns()));
-        if drops == self.inline.drops && crowded {
-            self.end_inline();
-        } else if drops != self.inline.drops {
+        let Some(stream) = &self.stream else { return driven };
+        let now = monotonic_ns();
+        let drops = stream.external_drops();
+        let may_ns = away_ns(stream);
+        if drops != self.inline.drops {
             let pause_ns = PAUSE_NS.saturating_mul(1 << self.inline.dropped.min(20));
             self.inline.dropped = self.inline.dropped.saturating_add(1);
-            self.inline.not_before_ns = monotonic_ns().saturating_add(pause_ns);
-            self.end_inline();
+            self.pause(now, pause_ns);
+        } else if may_ns < AWAY_MIN_NS || self.inline.behind >= BEHIND_MAX {
+            self.pause(now, CROWDED_NS);
         } else {
-            let now = monotonic_ns();
-            self.inline.away_ns = now;
-            if self.inline.timer_ns <= now {
-                self.set_timer(now, now.saturating_add(AWAY_NS));
+            self.inline.back_ns = now.saturating_add(may_ns);
+            if self.inline.timer_ns <= now || self.inline.timer_ns > self.inline.back_ns {
+                self.set_timer(now, self.inline.back_ns);
             }
         }
         driven
+    }
+
+    /// Has the engine's thread do the work for so long.
+    fn pause(&mut self, now_ns: u64, pause_ns: u64) {
+        self.inline.not_before_ns = now_ns.saturating_add(pause_ns);
+        self.end_inline();
     }
 
     /// Has the timer run out at `until_ns`; 0: it stops.
@@ -308,9 +352,14 @@ impl Serving {
 
 const EMFILE: rustix::io::Errno = rustix::io::Errno::MFILE;
 
-/// Whether packets have come one by one, and never too many at a time, for a while.
-fn is_calm(stream: &Stream, now_ns: u64) -> bool {
-    now_ns.saturating_sub(stream.crowded_ns()) >= CALM_NS
+/// For how long the reader may be away.
+fn away_ns(stream: &Stream) -> u64 {
+    (stream.hold_ns() / AWAY_SHARE).min(AWAY_MAX_NS)
+}
+
+/// The reader need not be told of what it does itself.
+fn not_to_be_woken(port: &OwnPort, stream: &Stream) {
+    port.page().view().wake_at.store(stream.head().wrapping_add(i64::MAX as u64));
 }
 
 /// Makes what the reader waits with.

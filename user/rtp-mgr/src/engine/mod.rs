@@ -8,6 +8,7 @@
 //! | `transmit`, `transmit_task` | a transmit stream, likewise |
 
 pub(crate) mod inline;
+mod meter;
 pub(crate) mod receive;
 pub(crate) mod receive_task;
 pub(crate) mod simulate;

@@ -20,6 +20,7 @@ use rtp_mgr_ring::staging::Entry;
 use rtp_mgr_ring::table::{Flow, SourceEntry};
 use rtp_mgr_ring::view::{Block, ControlView, RingView};
 
+use super::meter::Meter;
 use super::simulate::{Consumption, Simulator, Sink};
 use crate::clock::{self, Arrival, Clock};
 use crate::net::{MessageInfo, RECEIVE_SEGMENTS_MAX, RecvBatch, SlotMemory};
@@ -151,9 +152,7 @@ pub(crate) struct ReceiveStream<M, P, S> {
     slot_count: usize,
     /// Datagrams that the sockets dropped, as far as is known.
     external_drops: u64,
-    /// When packets last came coalesced, or more of them than one call takes; at first, when the stream
-    /// was made.
-    crowded_ns: u64,
+    meter: Meter,
     /// What stands in for sockets, and what became of its bytes.
     simulated: Option<(Simulator, Consumption)>,
 }
@@ -185,7 +184,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             housekeeping_ns: 0,
             slot_count: parts.slot_count,
             external_drops: 0,
-            crowded_ns: clock::monotonic_ns(),
+            meter: Meter::default(),
             simulated: None,
             memory: parts.memory,
         };
@@ -229,10 +228,17 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         self.core.head()
     }
 
-    /// When packets last came coalesced, or more of them than one call takes (or when the stream was
-    /// made), CLOCK_MONOTONIC in nanoseconds.
-    pub(crate) fn crowded_ns(&self) -> u64 {
-        self.crowded_ns
+    /// Packets taken from the sockets so far.
+    pub(crate) fn taken(&self) -> u64 {
+        self.meter.total()
+    }
+
+    /// For how long the sockets hold what comes at the rate of the last moments, nanoseconds.
+    pub(crate) fn hold_ns(&self) -> u64 {
+        let buffers = self.legs.iter().map(|leg| leg.sockets.rtp.buffer().granted as u64);
+        // Each leg has its own share of what comes.
+        let legs = self.legs.len() as u64;
+        buffers.min().map_or(u64::MAX, |buffer| self.meter.hold_ns(buffer.saturating_mul(legs)))
     }
 
     /// Datagrams that the sockets dropped, as far as is known.
@@ -313,9 +319,6 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         counters.socket_calls = counters.socket_calls.wrapping_add(1);
         let latest_ns = self.place(leg, now);
         let more = received == messages;
-        if more || self.batch.saw_coalesced() {
-            self.crowded_ns = now;
-        }
         self.legs[leg].behind_ns = more.then_some(latest_ns);
         self.flush(now);
         Ok(more)
@@ -329,6 +332,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         let known = state.sockets.rtp.destination();
         let mut drops = state.drops;
         let mut coalesced = 0;
+        let (mut packets, mut bytes) = (0, 0);
         let mut byes = Vec::new();
         loop {
             if self.core.room().is_some_and(|room| room < ROOM_LOW) {
@@ -338,6 +342,8 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             let Some(arrived) = self.batch.next_packet(|| take_slot(core)) else { break };
             let info = &arrived.info;
             coalesced += u64::from(info.coalesced);
+            packets += 1;
+            bytes += arrived.len as u64;
             if info.drops != 0 {
                 drops = info.drops;
             }
@@ -377,6 +383,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
                 self.batch.keep();
             }
         }
+        self.meter.count(packets, bytes, now_ns);
         let counters = self.core.counters_mut();
         counters.coalesced = counters.coalesced.wrapping_add(coalesced);
         for ssrc in byes {

@@ -258,6 +258,11 @@ impl ReceiveTask {
         }
     }
 
+    /// A reader's file is asked for, to be waited for.
+    pub(crate) fn file_is_asked_for(&self) {
+        self.serving().file_is_asked_for();
+    }
+
     /// A reader of this process has read everything of the stopped stream.
     pub(crate) fn read_to_end(&self) {
         if let Some(stream) = &mut self.serving().ended {

@@ -221,11 +221,6 @@ impl RecvBatch {
         }
     }
 
-    /// Whether the last receive, as far as it was looked at, brought coalesced packets.
-    pub(crate) fn saw_coalesced(&self) -> bool {
-        self.cursor.coalesced.is_some()
-    }
-
     /// The present shape: messages, segments per message, bytes per segment.
     pub fn present_shape(&self) -> (usize, usize, usize) {
         (self.messages, self.segments, self.segment_len)
