@@ -15,6 +15,7 @@ use rtp_mgr_ring::reader::{Available, Cursor};
 use rtp_mgr_ring::view::RingView;
 
 use crate::clock::monotonic_ns;
+use crate::config::nanos;
 use crate::engine::ReceiveEngine;
 use crate::engine::inline::Driven;
 use crate::engine::receive_task::{OwnPort, ReceiveTask};
@@ -135,8 +136,8 @@ pub(crate) trait Wake: AsFd {
     /// The stream has stopped and everything was read. `Err`: it did not end well.
     fn ended(&self) -> Result<(), Error>;
 
-    /// Does the engine's work, or waits until `until` for some, where a reader does that.
-    fn drive(&mut self, _until: Option<Instant>) -> Driven {
+    /// Does the engine's work, or waits until `until_ns` of CLOCK_MONOTONIC for some, where a reader does that.
+    fn drive(&mut self, _until_ns: u64) -> Driven {
         Driven::Elsewhere { until_ns: u64::MAX }
     }
 
@@ -172,12 +173,12 @@ impl Wake for OwnWake {
         if self.task.has_failed() { Err(Error::EngineGone) } else { Ok(()) }
     }
 
-    fn drive(&mut self, until: Option<Instant>) -> Driven {
+    fn drive(&mut self, until_ns: u64) -> Driven {
         // The stream's lock is left to the engine's thread while that does the work.
-        if monotonic_ns() < self.drives_from_ns {
+        if self.drives_from_ns > 0 && monotonic_ns() < self.drives_from_ns {
             return Driven::Elsewhere { until_ns: self.drives_from_ns };
         }
-        let driven = self.task.drive(&self.port, &mut self.poller, until);
+        let driven = self.task.drive(&self.port, &mut self.poller, until_ns);
         if let Driven::Elsewhere { until_ns } = driven {
             self.drives_from_ns = until_ns;
         }
@@ -246,6 +247,12 @@ pub(crate) struct RingReader<W> {
     missed: u64,
 }
 
+/// The moment of this time of CLOCK_MONOTONIC; `None`: too far away.
+fn instant(until_ns: u64) -> Option<Instant> {
+    let left = Duration::from_nanos(until_ns.saturating_sub(monotonic_ns()));
+    Instant::now().checked_add(left)
+}
+
 impl<W: Wake> RingReader<W> {
     pub(crate) fn new(
         region: Arc<Region>,
@@ -292,7 +299,7 @@ impl<W: Wake> RingReader<W> {
     }
 
     pub(crate) fn read(&mut self, timeout: Duration) -> Result<Option<Batch<'_>>, Error> {
-        let until = Instant::now().checked_add(timeout);
+        let until_ns = monotonic_ns().saturating_add(nanos(timeout));
         loop {
             // The state comes first: what was published before the stop is seen after it.
             let stopped = self.region.state() == State::Stopped;
@@ -301,7 +308,7 @@ impl<W: Wake> RingReader<W> {
                 return Ok(Some(self.batch()));
             }
             if !stopped && !timeout.is_zero() {
-                match self.wake.drive(until) {
+                match self.wake.drive(until_ns) {
                     Driven::Elsewhere { .. } => {}
                     // While this reader did the work, nobody was asked to wake it.
                     Driven::TimedOut => self.armed_at = None,
@@ -314,7 +321,7 @@ impl<W: Wake> RingReader<W> {
             match self.look()? {
                 Found::Some => return Ok(Some(self.batch())),
                 Found::Stopped => return Ok(None),
-                Found::Nothing if wait_readable(self.wake.as_fd(), until) => {}
+                Found::Nothing if wait_readable(self.wake.as_fd(), instant(until_ns)) => {}
                 Found::Nothing => return Ok(Some(self.batch())),
             }
         }

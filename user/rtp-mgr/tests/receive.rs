@@ -357,7 +357,8 @@ fn a_simulated_source_fills_the_ring_with_its_pattern() {
     for framing in [Framing::Raw, Framing::Rtp] {
         let sim =
             SimConfig { interval: Duration::from_millis(1), burst: 10, packet_len: 100, framing };
-        let mut rx = Receiver::builder().simulated(sim).announce(false).open().unwrap();
+        let mut rx =
+            Receiver::builder().simulated(sim).ring_order(16).announce(false).open().unwrap();
         let mut next = 0;
         while next < 500 {
             for item in &rx.read(LONG).unwrap().unwrap() {

@@ -19,7 +19,7 @@
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -106,15 +106,15 @@ pub(crate) enum Driven {
 }
 
 impl ReceiveTask {
-    /// Does what there is to do, or waits until `until` for it. `poller` is the reader's: what it waits
-    /// with.
+    /// Does what there is to do, or waits until `until_ns` of CLOCK_MONOTONIC for it. `poller` is the
+    /// reader's: what it waits with.
     pub(crate) fn drive(
         &self,
         port: &Arc<OwnPort>,
         poller: &mut Option<OwnedFd>,
-        until: Option<Instant>,
+        until_ns: u64,
     ) -> Driven {
-        let driven = catch_unwind(AssertUnwindSafe(|| self.try_drive(port, poller, until)));
+        let driven = catch_unwind(AssertUnwindSafe(|| self.try_drive(port, poller, until_ns)));
         driven.unwrap_or_else(|_| {
             // As when the engine's thread finds it: the stream ends, and says so.
             self.failed();
@@ -126,30 +126,34 @@ impl ReceiveTask {
         &self,
         port: &Arc<OwnPort>,
         poller: &mut Option<OwnedFd>,
-        until: Option<Instant>,
+        until_ns: u64,
     ) -> Driven {
         let mut serving = self.serving();
         let elsewhere = Driven::Elsewhere { until_ns: serving.inline.not_before_ns };
         if !serving.begin_inline(port, poller) {
             return elsewhere;
         }
-        let Some(wait) = serving.work_or_wait(until) else { return serving.away(Driven::Worked) };
+        let now = monotonic_ns();
+        let Some(wait_ns) = serving.work_or_wait(now, until_ns) else {
+            return serving.away(now, Driven::Worked);
+        };
         let Some(poller) = poller.as_ref() else { return elsewhere };
         serving.inline.inside = true;
         drop(serving);
-        let began_ns = monotonic_ns();
         let mut events = [const { std::mem::MaybeUninit::uninit() }; EVENTS_MAX];
+        let wait = Some(Duration::from_nanos(wait_ns));
         // An error is a signal: whoever reads looks at the time again.
-        let ready = wait_events(poller, &mut events, Some(wait)).unwrap_or_default();
+        let ready = wait_events(poller, &mut events, wait).unwrap_or_default();
+        let woken_ns = monotonic_ns();
         let mut serving = self.serving();
         serving.inline.inside = false;
-        if ready.is_empty() && until.is_some_and(|until| Instant::now() >= until) {
-            return serving.away(Driven::TimedOut);
+        if ready.is_empty() && woken_ns >= until_ns {
+            return serving.away(woken_ns, Driven::TimedOut);
         }
         serving.serve(ready.iter().map(|event| event.data.u64() as u16));
-        let short = monotonic_ns().saturating_sub(began_ns) < SHORT_NS;
+        let short = woken_ns.saturating_sub(now) < SHORT_NS;
         serving.inline.eager = if short { EAGER_MAX } else { 0 };
-        serving.away(Driven::Worked)
+        serving.away(woken_ns, Driven::Worked)
     }
 }
 
@@ -256,10 +260,9 @@ impl Serving {
         }
     }
 
-    /// Does what is known to be due. If that is nothing: how long to wait.
-    fn work_or_wait(&mut self, until: Option<Instant>) -> Option<Duration> {
+    /// Does what is known to be due at `now`. If that is nothing: how long to wait, nanoseconds.
+    fn work_or_wait(&mut self, now: u64, until_ns: u64) -> Option<u64> {
         let stream = self.stream.as_mut()?;
-        let now = monotonic_ns();
         let head = stream.head();
         stream.learn_tails(now);
         if stream.deadline() <= now {
@@ -281,9 +284,7 @@ impl Serving {
         if stream.head() != head {
             return None;
         }
-        let left = Duration::from_nanos(stream.deadline().saturating_sub(now));
-        let until = until.map(|until| until.saturating_duration_since(Instant::now()));
-        Some(until.map_or(left, |until| left.min(until)))
+        Some(stream.deadline().min(until_ns).saturating_sub(now))
     }
 
     /// Files are ready. RTCP comes after the RTP that was there before it: when the sockets have more
@@ -310,10 +311,9 @@ impl Serving {
         }
     }
 
-    /// The reader goes away with what it has.
-    fn away(&mut self, driven: Driven) -> Driven {
+    /// The reader goes away with what it has, at `now` or a little later.
+    fn away(&mut self, now: u64, driven: Driven) -> Driven {
         let Some(stream) = &self.stream else { return driven };
-        let now = monotonic_ns();
         let drops = stream.external_drops();
         let may_ns = away_ns(stream);
         if drops != self.inline.drops {
