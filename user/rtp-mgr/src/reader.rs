@@ -6,7 +6,7 @@
 //! A reliable reader of the owning process borrows packets where they lie. Every other reader
 //! copies, and believes a copy only when nothing was written over it meanwhile.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,10 @@ use rtp_mgr_ring::abi::{Descriptor, ReaderStatus, SOURCE_NONE, flag};
 use rtp_mgr_ring::reader::{Available, Cursor};
 use rtp_mgr_ring::view::RingView;
 
+use crate::clock::monotonic_ns;
+use crate::config::nanos;
 use crate::engine::ReceiveEngine;
+use crate::engine::inline::Driven;
 use crate::engine::receive_task::{OwnPort, ReceiveTask};
 use crate::engine::worker::drain;
 use crate::error::Error;
@@ -70,7 +73,8 @@ impl Reader {
         } else {
             Access::Copy(Copies::new(&region))
         };
-        let wake = OwnWake { port: port.clone(), task };
+        let drives_from_ns = if reliable && threshold == 1 { 0 } else { u64::MAX };
+        let wake = OwnWake { port: port.clone(), task, drives_from_ns, poller: None };
         let ring = RingReader::new(region, index, port.page().clone(), access, wake, threshold);
         Ok(Self { ring: OwnRing::User(ring) })
     }
@@ -117,6 +121,9 @@ impl Drop for Reader {
 
 impl AsFd for Reader {
     fn as_fd(&self) -> BorrowedFd<'_> {
+        if let OwnRing::User(ring) = &self.ring {
+            ring.wake.task.file_is_asked_for();
+        }
         either!(&self.ring, ring => ring.wake.as_fd())
     }
 }
@@ -129,6 +136,11 @@ pub(crate) trait Wake: AsFd {
     /// The stream has stopped and everything was read. `Err`: it did not end well.
     fn ended(&self) -> Result<(), Error>;
 
+    /// Does the engine's work, or waits until `until_ns` of CLOCK_MONOTONIC for some, where a reader does that.
+    fn drive(&mut self, _until_ns: u64) -> Driven {
+        Driven::Elsewhere { until_ns: u64::MAX }
+    }
+
     /// Whether it takes a look at the file to learn that nobody is there.
     const MAY_VANISH: bool;
 }
@@ -138,6 +150,10 @@ pub(crate) trait Wake: AsFd {
 pub(crate) struct OwnWake {
     port: Arc<OwnPort>,
     task: Arc<ReceiveTask>,
+    /// It may do the engine's work in its own call from this time on, CLOCK_MONOTONIC in nanoseconds.
+    drives_from_ns: u64,
+    /// What it waits with then.
+    poller: Option<OwnedFd>,
 }
 
 impl AsFd for OwnWake {
@@ -155,6 +171,18 @@ impl Wake for OwnWake {
     fn ended(&self) -> Result<(), Error> {
         self.task.read_to_end();
         if self.task.has_failed() { Err(Error::EngineGone) } else { Ok(()) }
+    }
+
+    fn drive(&mut self, until_ns: u64) -> Driven {
+        // The stream's lock is left to the engine's thread while that does the work.
+        if self.drives_from_ns > 0 && monotonic_ns() < self.drives_from_ns {
+            return Driven::Elsewhere { until_ns: self.drives_from_ns };
+        }
+        let driven = self.task.drive(&self.port, &mut self.poller, until_ns);
+        if let Driven::Elsewhere { until_ns } = driven {
+            self.drives_from_ns = until_ns;
+        }
+        driven
     }
 
     const MAY_VANISH: bool = false;
@@ -219,6 +247,12 @@ pub(crate) struct RingReader<W> {
     missed: u64,
 }
 
+/// The moment of this time of CLOCK_MONOTONIC; `None`: too far away.
+fn instant(until_ns: u64) -> Option<Instant> {
+    let left = Duration::from_nanos(until_ns.saturating_sub(monotonic_ns()));
+    Instant::now().checked_add(left)
+}
+
 impl<W: Wake> RingReader<W> {
     pub(crate) fn new(
         region: Arc<Region>,
@@ -265,12 +299,29 @@ impl<W: Wake> RingReader<W> {
     }
 
     pub(crate) fn read(&mut self, timeout: Duration) -> Result<Option<Batch<'_>>, Error> {
-        let until = Instant::now().checked_add(timeout);
+        let until_ns = monotonic_ns().saturating_add(nanos(timeout));
         loop {
+            // The state comes first: what was published before the stop is seen after it.
+            let stopped = self.region.state() == State::Stopped;
+            if self.fetch()? {
+                self.armed_at = None;
+                return Ok(Some(self.batch()));
+            }
+            if !stopped && !timeout.is_zero() {
+                match self.wake.drive(until_ns) {
+                    Driven::Elsewhere { .. } => {}
+                    // While this reader did the work, nobody was asked to wake it.
+                    Driven::TimedOut => self.armed_at = None,
+                    Driven::Worked => {
+                        self.armed_at = None;
+                        continue;
+                    }
+                }
+            }
             match self.look()? {
                 Found::Some => return Ok(Some(self.batch())),
                 Found::Stopped => return Ok(None),
-                Found::Nothing if wait_readable(self.wake.as_fd(), until) => {}
+                Found::Nothing if wait_readable(self.wake.as_fd(), instant(until_ns)) => {}
                 Found::Nothing => return Ok(Some(self.batch())),
             }
         }

@@ -57,6 +57,8 @@ struct Queue {
     bytes: usize,
     dropped: u64,
     closed: bool,
+    /// The event was signalled since it was drained last.
+    signalled: bool,
 }
 
 impl SideChannel {
@@ -78,7 +80,7 @@ impl SideChannel {
                 Some(packet)
             }
             None => {
-                if !queue.closed {
+                if !queue.closed && std::mem::take(&mut queue.signalled) {
                     drain(&self.shared.event);
                 }
                 None
@@ -115,6 +117,7 @@ impl SideChannel {
         queue.bytes = bytes;
         queue.packets.push_back(packet);
         if queue.packets.len() == 1 {
+            queue.signalled = true;
             signal(&self.shared.event);
         }
     }

@@ -84,6 +84,13 @@ fn packets_arrive_with_their_payload_in_order() {
     assert!(balances(&snapshot.counters));
 }
 
+/// Packets one by one, from sequence number 0 on, so that the reader does the engine's work. Returns the
+/// next number.
+fn calm(rx: &mut Receiver, tx: &UdpSocket) -> u16 {
+    (0..200).for_each(|sequence| read_one(rx, tx, sequence));
+    200
+}
+
 /// One packet, read by a reader that waited for it.
 fn read_one(rx: &mut Receiver, tx: &UdpSocket, sequence: u16) {
     tx.send(&packet(sequence, b"x")).unwrap();
@@ -92,17 +99,36 @@ fn read_one(rx: &mut Receiver, tx: &UdpSocket, sequence: u16) {
 }
 
 #[test]
-fn a_second_reader_gets_what_the_first_gets_and_may_leave() {
+fn what_comes_while_the_reader_is_away_goes_into_the_ring() {
     let mut rx = builder().open().unwrap();
     let tx = sender(&rx);
-    read_one(&mut rx, &tx, 0);
+    let stats = rx.stats();
+    let next = calm(&mut rx, &tx);
+    // Nobody reads: the engine's thread takes them.
+    for sequence in next..next + 10 {
+        tx.send(&packet(sequence, b"x")).unwrap();
+    }
+    wait_for("10 more published", || stats.counters().published == u64::from(next) + 10);
+    let mut read = 0;
+    while read < 10 {
+        read += rx.read(LONG).unwrap().expect("running").len();
+    }
+    read_one(&mut rx, &tx, next + 10);
+    assert!(balances(&stats.counters()));
+}
+
+#[test]
+fn a_second_reader_gets_what_comes_while_the_first_waits() {
+    let mut rx = builder().open().unwrap();
+    let tx = sender(&rx);
+    let next = calm(&mut rx, &tx);
     let mut second = rx.subscribe(Mode::Lossy).unwrap();
-    for sequence in 1..50 {
+    for sequence in next..next + 50 {
         read_one(&mut rx, &tx, sequence);
         assert_eq!(second.read(LONG).unwrap().expect("running").len(), 1, "packet {sequence}");
     }
     drop(second);
-    read_one(&mut rx, &tx, 50);
+    read_one(&mut rx, &tx, next + 50);
 }
 
 #[test]
@@ -110,7 +136,8 @@ fn after_an_empty_batch_the_streams_file_tells_of_the_next_packet() {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut rx = builder().open().unwrap();
     let tx = sender(&rx);
-    for sequence in (0..40).step_by(2) {
+    let first = calm(&mut rx, &tx);
+    for sequence in (0..20).map(|at| first + 2 * at) {
         read_one(&mut rx, &tx, sequence);
         // By turns: its time runs out, or it does not wait at all.
         let empty = match sequence / 2 % 2 {
@@ -124,6 +151,22 @@ fn after_an_empty_batch_the_streams_file_tells_of_the_next_packet() {
         assert_eq!(ready, 1, "packet {}", sequence + 1);
         assert_eq!(rx.try_read().unwrap().expect("running").len(), 1);
     }
+}
+
+#[test]
+fn a_gap_is_given_up_in_time_while_the_reader_waits_for_it() {
+    let mut rx = builder().ordered(Duration::from_millis(5)).open().unwrap();
+    let tx = sender(&rx);
+    let next = calm(&mut rx, &tx);
+    for sequence in [next + 1, next + 3, next + 5] {
+        tx.send(&packet(sequence, b"x")).unwrap();
+        let mut positions = 0;
+        while positions < 2 {
+            positions += rx.read(LONG).unwrap().expect("running").len();
+        }
+    }
+    let counters = rx.stats().counters();
+    assert_eq!((counters.unique, counters.gap_positions), (u64::from(next) + 3, 3));
 }
 
 #[test]
@@ -314,7 +357,8 @@ fn a_simulated_source_fills_the_ring_with_its_pattern() {
     for framing in [Framing::Raw, Framing::Rtp] {
         let sim =
             SimConfig { interval: Duration::from_millis(1), burst: 10, packet_len: 100, framing };
-        let mut rx = Receiver::builder().simulated(sim).announce(false).open().unwrap();
+        let mut rx =
+            Receiver::builder().simulated(sim).ring_order(16).announce(false).open().unwrap();
         let mut next = 0;
         while next < 500 {
             for item in &rx.read(LONG).unwrap().unwrap() {

@@ -7,6 +7,8 @@
 //! | `simulate` | the simulated DMA engine, in the place of sockets |
 //! | `transmit`, `transmit_task` | a transmit stream, likewise |
 
+pub(crate) mod inline;
+mod meter;
 pub(crate) mod receive;
 pub(crate) mod receive_task;
 pub(crate) mod simulate;

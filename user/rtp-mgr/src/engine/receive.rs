@@ -20,6 +20,7 @@ use rtp_mgr_ring::staging::Entry;
 use rtp_mgr_ring::table::{Flow, SourceEntry};
 use rtp_mgr_ring::view::{Block, ControlView, RingView};
 
+use super::meter::Meter;
 use super::simulate::{Consumption, Simulator, Sink};
 use crate::clock::{self, Arrival, Clock};
 use crate::net::{MessageInfo, RECEIVE_SEGMENTS_MAX, RecvBatch, SlotMemory};
@@ -148,6 +149,10 @@ pub(crate) struct ReceiveStream<M, P, S> {
     clock: Clock,
     max_latency_ns: u64,
     housekeeping_ns: u64,
+    slot_count: usize,
+    /// Datagrams that the sockets dropped, as far as is known.
+    external_drops: u64,
+    meter: Meter,
     /// What stands in for sockets, and what became of its bytes.
     simulated: Option<(Simulator, Consumption)>,
 }
@@ -177,6 +182,9 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             clock: Clock::new(),
             max_latency_ns: parts.max_latency_ns,
             housekeeping_ns: 0,
+            slot_count: parts.slot_count,
+            external_drops: 0,
+            meter: Meter::default(),
             simulated: None,
             memory: parts.memory,
         };
@@ -203,6 +211,39 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
     /// The RTCP socket of `leg`, to wait on.
     pub(crate) fn rtcp_fd(&self, leg: usize) -> Option<BorrowedFd<'_>> {
         self.legs.get(leg)?.sockets.rtcp.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether there is one reader, and it is one that reads a stream of sockets.
+    pub(crate) fn has_one_reader(&self) -> bool {
+        self.simulated.is_none() && self.core.readers().count() == 1
+    }
+
+    /// Positions of the ring.
+    pub(crate) fn slot_count(&self) -> usize {
+        self.slot_count
+    }
+
+    /// Next position to publish.
+    pub(crate) fn head(&self) -> u64 {
+        self.core.head()
+    }
+
+    /// Packets taken from the sockets so far.
+    pub(crate) fn taken(&self) -> u64 {
+        self.meter.total()
+    }
+
+    /// For how long the sockets hold what comes at the rate of the last moments, nanoseconds.
+    pub(crate) fn hold_ns(&self) -> u64 {
+        let buffers = self.legs.iter().map(|leg| leg.sockets.rtp.buffer().granted as u64);
+        // Each leg has its own share of what comes.
+        let legs = self.legs.len() as u64;
+        buffers.min().map_or(u64::MAX, |buffer| self.meter.hold_ns(buffer.saturating_mul(legs)))
+    }
+
+    /// Datagrams that the sockets dropped, as far as is known.
+    pub(crate) fn external_drops(&self) -> u64 {
+        self.external_drops
     }
 
     /// The stream's decisions, for settings that change while it runs.
@@ -241,20 +282,31 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
     /// What the socket reports; the stream goes on.
     pub(crate) fn receive(&mut self, leg: usize) -> io::Result<bool> {
         for _ in 0..ROUNDS_MAX {
-            if !self.receive_round(leg)? {
+            if !self.receive_round(leg, NETWORK_SLOTS)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// One receive call and what it brought. Returns whether the socket had as much as was asked for.
-    fn receive_round(&mut self, leg: usize) -> io::Result<bool> {
+    /// Takes from the RTP socket of `leg` what half of the ring can hold, for a reader that has read
+    /// everything and reads nothing meanwhile. Returns whether there may be more.
+    ///
+    /// # Errors
+    /// What the socket reports; the stream goes on.
+    pub(crate) fn receive_half(&mut self, leg: usize) -> io::Result<bool> {
+        let half = self.slot_count / 2;
+        self.receive_round(leg, half.min(NETWORK_SLOTS))
+    }
+
+    /// One receive call and what it brought, in a shape of at most `slots_max` slots. Returns whether
+    /// the socket had as much as was asked for.
+    fn receive_round(&mut self, leg: usize, slots_max: usize) -> io::Result<bool> {
         self.learn_tails(clock::monotonic_ns());
         let Some(state) = self.legs.get_mut(leg) else { return Ok(false) };
         state.behind_ns = None;
         let core = &mut self.core;
-        self.batch.adapt(NETWORK_SLOTS);
+        self.batch.adapt(slots_max);
         self.batch.release(false, |slot| core.give_back(slot));
         self.batch.fill(|| take_slot(core));
         let received = self.batch.receive(&state.sockets.rtp)?;
@@ -280,6 +332,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         let known = state.sockets.rtp.destination();
         let mut drops = state.drops;
         let mut coalesced = 0;
+        let (mut packets, mut bytes) = (0, 0);
         let mut byes = Vec::new();
         loop {
             if self.core.room().is_some_and(|room| room < ROOM_LOW) {
@@ -289,6 +342,8 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             let Some(arrived) = self.batch.next_packet(|| take_slot(core)) else { break };
             let info = &arrived.info;
             coalesced += u64::from(info.coalesced);
+            packets += 1;
+            bytes += arrived.len as u64;
             if info.drops != 0 {
                 drops = info.drops;
             }
@@ -328,6 +383,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
                 self.batch.keep();
             }
         }
+        self.meter.count(packets, bytes, now_ns);
         let counters = self.core.counters_mut();
         counters.coalesced = counters.coalesced.wrapping_add(coalesced);
         for ssrc in byes {
@@ -485,7 +541,8 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         self.readers.iter().flatten().for_each(|reader| reader.port.wake());
     }
 
-    fn learn_tails(&mut self, now_ns: u64) {
+    /// Takes over what the readers say of themselves.
+    pub(crate) fn learn_tails(&mut self, now_ns: u64) {
         learn_tails(&mut self.core, &mut self.readers, now_ns);
     }
 
@@ -552,6 +609,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             return;
         }
         state.drops = drops;
+        self.external_drops = self.external_drops.wrapping_add(new.into());
         let counters = self.core.counters_mut();
         counters.external_drops = counters.external_drops.wrapping_add(new.into());
         if let Some(figures) = self.core.leg_figures_mut(leg) {
@@ -972,7 +1030,10 @@ mod tests {
         (3..90).for_each(|sequence| rig.send(sequence, 10));
         rig.send(2, 10);
         std::thread::sleep(std::time::Duration::from_millis(60));
-        assert!(rig.stream.receive_round(0).expect("the socket works"), "there is more");
+        assert!(
+            rig.stream.receive_round(0, NETWORK_SLOTS).expect("the socket works"),
+            "there is more"
+        );
         rig.stream.tick();
         let counters = rig.pages.snapshot();
         assert_eq!((counters.published, counters.gap_positions), (89, 0));

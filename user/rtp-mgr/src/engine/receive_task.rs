@@ -1,7 +1,8 @@
 //! A receive stream as an engine thread serves it: sockets opened and watched, readers added, ended.
 //!
-//! What lives here: what comes from users and from the outside. What does not: the loop body
-//! ([`super::receive`]).
+//! What lives here: what comes from users and from the outside, and who does the engine's work. What
+//! does not: the loop body ([`super::receive`]), and waiting in the reader's call
+//! ([`super::inline`]).
 //!
 //! One lock per stream, taken by the engine thread for each event and by users for what they ask
 //! for; nothing waits while it is held, except that `stop` takes what the sockets still have.
@@ -23,6 +24,7 @@ use rtp_mgr_ring::staging::Order;
 use rtp_mgr_ring::view::{Block, ControlView, RingView};
 use rustix::event::epoll::EventFlags;
 
+use super::inline::Inline;
 use super::receive::{
     LegSockets, Parts, ReaderPort, ReceiveMemory, ReceiveStream, SideSink, address_bytes,
     slots_needed,
@@ -53,6 +55,8 @@ const RATE_DEFAULT: (f64, usize) = (10_000.0, 1_400);
 
 /// Tags of the files: the leg's, and the leg's RTCP.
 pub(crate) const TAG_RTCP: u16 = 8;
+/// The timer of a reader that does the engine's work and is away.
+pub(super) const TAG_AWAY: u16 = 12;
 
 impl FigureBlocks for Region {
     fn counters(&self) -> Block<'_> {
@@ -143,7 +147,7 @@ impl ReaderPort for Port {
     }
 }
 
-type Stream = ReceiveStream<Arc<Region>, Port, SideChannel>;
+pub(super) type Stream = ReceiveStream<Arc<Region>, Port, SideChannel>;
 
 /// A receive stream.
 pub(crate) struct ReceiveTask {
@@ -155,12 +159,14 @@ pub(crate) struct ReceiveTask {
 }
 
 /// What runs while the stream does.
-struct Serving {
-    stream: Option<Stream>,
+pub(super) struct Serving {
+    pub(super) stream: Option<Stream>,
     /// A simulated stream that was stopped, whose last bytes may not be consumed yet.
     ended: Option<Stream>,
-    registration: Option<Registration>,
+    pub(super) registration: Option<Registration>,
     server: Option<Server>,
+    /// Set while the reader does the engine's work.
+    pub(super) inline: Inline,
 }
 
 /// A stream that was opened.
@@ -203,8 +209,13 @@ impl ReceiveTask {
         let info =
             StreamInfo::of(&region, config.publish.as_ref(), &config.legs, config.allow_reliable);
         let server = open_door(&info, config.announce, &mut warnings)?;
-        let serving =
-            Mutex::new(Serving { stream: Some(stream), ended: None, registration: None, server });
+        let serving = Mutex::new(Serving {
+            stream: Some(stream),
+            ended: None,
+            registration: None,
+            server,
+            inline: Inline::default(),
+        });
         let failed = AtomicBool::new(false);
         let task = Arc::new(Self { region, side, failed, info, serving });
         Ok(Opened { task, local, warnings })
@@ -215,7 +226,7 @@ impl ReceiveTask {
         self.failed.load(Ordering::Acquire)
     }
 
-    fn serving(&self) -> MutexGuard<'_, Serving> {
+    pub(super) fn serving(&self) -> MutexGuard<'_, Serving> {
         // A task that panicked is ended by `failed`, which takes the stream away.
         self.serving.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -236,6 +247,7 @@ impl ReceiveTask {
         let index = stream.add_reader(mode, false, Port::Own(port.clone())).ok_or_else(|| {
             Error::argument("reader", "one more", "accepted: 16 readers at a time")
         })?;
+        serving.check_inline();
         Ok((index, port))
     }
 
@@ -244,6 +256,11 @@ impl ReceiveTask {
         if let Some(stream) = &mut self.serving().stream {
             stream.remove_reader(index);
         }
+    }
+
+    /// A reader's file is asked for, to be waited for.
+    pub(crate) fn file_is_asked_for(&self) {
+        self.serving().file_is_asked_for();
     }
 
     /// A reader of this process has read everything of the stopped stream.
@@ -329,6 +346,7 @@ impl Serving {
 
     /// Has the thread wait for no socket of this stream any more.
     fn unwatch(&mut self) -> Option<Registration> {
+        self.end_inline();
         let registration = self.registration.take()?;
         if let Some(stream) = &self.stream {
             for leg in 0..stream.legs() {
@@ -356,7 +374,12 @@ impl Task for ReceiveTask {
             if let (Some(server), Some(registration)) = (server, registration) {
                 server.ready(tag, registration, &mut Guests { stream, task: self });
             }
-            return stream.deadline();
+            serving.check_inline();
+            return serving.deadline();
+        }
+        if tag == TAG_AWAY {
+            serving.reader_is_away();
+            return serving.deadline();
         }
         let result = match tag {
             TAG_RTCP.. => stream.receive_rtcp(usize::from(tag - TAG_RTCP)),
@@ -365,14 +388,16 @@ impl Task for ReceiveTask {
         if let Err(error) = result {
             tracing::warn!(%error, tag, "receive");
         }
-        stream.deadline()
+        serving.tell_inline();
+        serving.deadline()
     }
 
     fn tick(&self) -> u64 {
         let mut serving = self.serving();
         let Some(stream) = &mut serving.stream else { return NEVER };
         stream.tick();
-        stream.deadline()
+        serving.tell_inline();
+        serving.deadline()
     }
 
     fn failed(&self) {

@@ -8,6 +8,9 @@ const PAYLOAD_TYPE: u8 = 96;
 /// Clock of their RTP timestamps, Hz.
 const CLOCK_RATE: u32 = 90_000;
 
+/// Bytes after which a ramp repeats.
+const RAMP: usize = 256;
+
 /// An endless row of packets at a constant rate. The payload begins with the number of the packet,
 /// big endian, as far as there is room; the rest counts up from its last byte.
 #[derive(Debug)]
@@ -16,6 +19,8 @@ pub struct Generator {
     rate: Rate,
     len: usize,
     number: u64,
+    /// Bytes that count up, from 0: what follows the number of any packet is a part of them.
+    ramp: Vec<u8>,
 }
 
 impl Generator {
@@ -29,7 +34,8 @@ impl Generator {
             samples_per_packet: None,
             framing: Framing::Payload,
         };
-        Self { info, rate, len, number: 0 }
+        let ramp = (0..=u8::MAX).cycle().take(len + RAMP).collect();
+        Self { info, rate, len, number: 0, ramp }
     }
 
     /// `units` per second, as many as there are before packet `number`.
@@ -51,14 +57,11 @@ impl MediaSource for Generator {
             timestamp: self.elapsed(CLOCK_RATE.into()) as u32,
             marker: false,
         };
-        let number = self.number.to_be_bytes();
-        let mut count = self.number as u8;
-        for (index, byte) in payload.iter_mut().take(self.len).enumerate() {
-            *byte = number.get(index).copied().unwrap_or_else(|| {
-                count = count.wrapping_add(1);
-                count
-            });
-        }
+        let payload = &mut payload[..self.len];
+        let (number, rest) = payload.split_at_mut(payload.len().min(size_of::<u64>()));
+        number.copy_from_slice(&self.number.to_be_bytes()[..number.len()]);
+        let first = usize::from((self.number as u8).wrapping_add(1));
+        rest.copy_from_slice(&self.ramp[first..first + rest.len()]);
         self.number += 1;
         Ok(Some(packet))
     }
@@ -87,6 +90,19 @@ mod tests {
             if number == 30_000 {
                 assert_eq!(packet.due_ns, 1_001_000_000_000);
                 assert_eq!(packet.timestamp, 1001 * 90_000);
+            }
+        }
+    }
+
+    #[test]
+    fn what_follows_the_number_counts_up_from_it() {
+        let mut source = Generator::new(Rate { packets: 50, seconds: 1 }, 1_200);
+        let mut payload = [0; 1_200];
+        for number in 0..600_u64 {
+            source.next(&mut payload).unwrap();
+            assert_eq!(payload[..8], number.to_be_bytes());
+            for (at, byte) in payload[8..].iter().enumerate() {
+                assert_eq!(u64::from(*byte), (number + 1 + at as u64) % 256, "{number}, {at}");
             }
         }
     }

@@ -67,6 +67,8 @@ pub struct Sender {
     replay: Replay,
     timestamp_offset: u32,
     origin: Option<Origin>,
+    /// Since the first packet, at the last look at the clock.
+    now: Duration,
     /// The next packet, which is not due yet.
     held: Option<MediaPacket>,
     held_bytes: Vec<u8>,
@@ -100,6 +102,7 @@ impl Sender {
             replay,
             timestamp_offset,
             origin: None,
+            now: Duration::ZERO,
             held: None,
             held_bytes: Vec::new(),
             packets: 0,
@@ -141,7 +144,9 @@ impl Sender {
         if self.ended {
             return Ok(Round::Ended);
         }
-        if let Some(early) = self.held.and_then(|packet| self.early(&packet)) {
+        if let Some(held) = self.held
+            && let Some(early) = self.early(&held)
+        {
             return Ok(Round::Wait(early));
         }
         // A live input blocks where it has nothing: what it gave must be on its way by then.
@@ -167,10 +172,15 @@ impl Sender {
         stopped.map(|()| if self.ended { Round::Ended } else { Round::Went })
     }
 
-    /// How long until the packet should be with the engine; `None`: now.
-    fn early(&self, packet: &MediaPacket) -> Option<Duration> {
-        let due = Duration::from_nanos(packet.due_ns);
-        due.saturating_sub(self.elapsed()).checked_sub(AHEAD).filter(|early| !early.is_zero())
+    /// How long until the packet should be with the engine; `None`: now. Looks at the clock only if it was
+    /// early at the last look.
+    fn early(&mut self, packet: &MediaPacket) -> Option<Duration> {
+        let from = Duration::from_nanos(packet.due_ns).saturating_sub(AHEAD);
+        if from <= self.now {
+            return None;
+        }
+        self.now = self.elapsed();
+        from.checked_sub(self.now).filter(|early| !early.is_zero())
     }
 
     /// Puts the next packet into a slot, or holds it back when it is early.
@@ -239,15 +249,15 @@ impl Sender {
 
     /// Tells the engine when the packet is due.
     fn launch(&mut self, slot: &mut Slot<'_>, due: Duration) {
-        let now = Instant::now();
         let origin = self.origin.get_or_insert_with(|| Origin {
-            instant: now + LEAD,
+            instant: Instant::now() + LEAD,
             tai_ns: clock::tai_ns() + LEAD.as_nanos() as u64,
         });
         if self.pacing == Pacing::Live {
-            let late = now.saturating_duration_since(origin.instant + due);
+            let late = (origin.instant + due).elapsed();
             origin.instant += late;
             origin.tai_ns += late.as_nanos() as u64;
+            self.now = self.now.saturating_sub(late);
         }
         if self.pacing != Pacing::Rate {
             slot.launch_at(origin.tai_ns + due.as_nanos() as u64);

@@ -1,0 +1,409 @@
+//! The engine's work done in the reader's own call: no hop to another thread and back.
+//!
+//! What lives here: who does the work when. What does not: the work ([`super::receive`]) and the
+//! engine's thread ([`super::worker`]).
+//!
+//! A reader that waits in `read` and is the stream's only one takes packets from the sockets itself,
+//! never more at a time than a call takes. The engine's thread does not listen to them meanwhile. When the
+//! reader goes away with what it has, a timer runs: if it is not back in time, the engine's thread takes
+//! over, so that a reader that stands still loses no more than before. That time is a quarter of what the
+//! sockets' buffers hold of what comes, and never long. The engine's thread takes over at once when there is
+//! another reader, when the stream's file is asked for (whoever waits for it is to be woken by the engine),
+//! when the buffers hold too little, when the reader does not catch up with the sockets, and
+//! for a while when a socket has dropped something: then somebody has to take packets out while the
+//! reader is at work. Each such while is twice as long as the last.
+//!
+//! Everything here happens under the stream's lock, except that the reader waits without it; `inside`
+//! says that it does.
+
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
+
+use super::receive::ReaderPort;
+use super::receive_task::{OwnPort, Port, ReceiveTask, Serving, Stream, TAG_AWAY, TAG_RTCP};
+use super::worker::{NEVER, Task, drain};
+use crate::clock::monotonic_ns;
+use crate::poll::wait_events;
+
+/// How long the reader may be away before the engine's thread takes over, at most: the figures wait as
+/// long, and what is no RTP ...
+const AWAY_MAX_NS: u64 = 10_000_000;
+/// ... and at least: in less it gets nothing done.
+const AWAY_MIN_NS: u64 = 500_000;
+/// It may be away for this part of what the sockets hold.
+const AWAY_SHARE: u64 = 4;
+/// Times in a row that the sockets had more than was taken, by which the reader does not catch up.
+const BEHIND_MAX: u32 = 32;
+/// Rings smaller than this are emptied by the reader while the engine's thread fills them.
+const SLOTS_MIN: usize = 256;
+/// How long the engine's thread does the work when the sockets hold too little, or the reader is behind.
+const CROWDED_NS: u64 = 100_000_000;
+/// A wait that is over by then was none: packets come faster than it takes ...
+const SHORT_NS: u64 = 10_000;
+/// ... and for so many times they are not waited for, if they are there: RTCP and all else is only seen when
+/// the reader waits.
+const EAGER_MAX: u32 = 16;
+/// How long the engine's thread does the work after the first drop.
+const PAUSE_NS: u64 = 1_000_000_000;
+/// The reader's own event, beside the tags of sockets.
+const TAG_EVENT: u16 = u16::MAX;
+/// Files of a stream: two legs, their RTCP, and the reader's event.
+const EVENTS_MAX: usize = 8;
+
+/// What is known of a reader that does the engine's work.
+#[derive(Debug, Default)]
+pub(crate) struct Inline {
+    /// Who does it; `None`: the engine's thread.
+    port: Option<Arc<OwnPort>>,
+    /// It waits, without the lock.
+    inside: bool,
+    /// The sockets may have more than was taken.
+    more: bool,
+    /// Not before this time, CLOCK_MONOTONIC in nanoseconds.
+    not_before_ns: u64,
+    /// How often a socket has dropped something while the reader did the work.
+    dropped: u32,
+    /// Runs while it is away, and may run on when it is back: setting a timer costs more than letting it
+    /// run out.
+    timer: Option<OwnedFd>,
+    /// When that runs out, CLOCK_MONOTONIC in nanoseconds; 0: it does not run.
+    timer_ns: u64,
+    /// Until when it may be away.
+    back_ns: u64,
+    /// Times in a row that the sockets had more than was taken.
+    behind: u32,
+    /// So many times packets are asked for before they are waited for: they are likely to be there already.
+    eager: u32,
+    /// What the sockets had dropped when it began.
+    drops: u64,
+}
+
+impl Inline {
+    /// Counts, after a look at the sockets, how often in a row they had more.
+    fn count_behind(&mut self) {
+        self.behind = if self.more { self.behind.saturating_add(1) } else { 0 };
+    }
+}
+
+/// What a reader's attempt to do the engine's work came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Driven {
+    /// Something was done: there may be something to read.
+    Worked,
+    /// The time ran out.
+    TimedOut,
+    /// The engine's thread does the work: the reader waits for its event, and asks again after this time,
+    /// CLOCK_MONOTONIC in nanoseconds.
+    Elsewhere { until_ns: u64 },
+}
+
+impl ReceiveTask {
+    /// Does what there is to do, or waits until `until_ns` of CLOCK_MONOTONIC for it. `poller` is the
+    /// reader's: what it waits with.
+    pub(crate) fn drive(
+        &self,
+        port: &Arc<OwnPort>,
+        poller: &mut Option<OwnedFd>,
+        until_ns: u64,
+    ) -> Driven {
+        let driven = catch_unwind(AssertUnwindSafe(|| self.try_drive(port, poller, until_ns)));
+        driven.unwrap_or_else(|_| {
+            // As when the engine's thread finds it: the stream ends, and says so.
+            self.failed();
+            Driven::Elsewhere { until_ns: u64::MAX }
+        })
+    }
+
+    fn try_drive(
+        &self,
+        port: &Arc<OwnPort>,
+        poller: &mut Option<OwnedFd>,
+        until_ns: u64,
+    ) -> Driven {
+        let mut serving = self.serving();
+        let elsewhere = Driven::Elsewhere { until_ns: serving.inline.not_before_ns };
+        if !serving.begin_inline(port, poller) {
+            return elsewhere;
+        }
+        let now = monotonic_ns();
+        let Some(wait_ns) = serving.work_or_wait(now, until_ns) else {
+            return serving.away(now, Driven::Worked);
+        };
+        let Some(poller) = poller.as_ref() else { return elsewhere };
+        serving.inline.inside = true;
+        drop(serving);
+        let mut events = [const { std::mem::MaybeUninit::uninit() }; EVENTS_MAX];
+        let wait = Some(Duration::from_nanos(wait_ns));
+        // An error is a signal: whoever reads looks at the time again.
+        let ready = wait_events(poller, &mut events, wait).unwrap_or_default();
+        let woken_ns = monotonic_ns();
+        let mut serving = self.serving();
+        serving.inline.inside = false;
+        if ready.is_empty() && woken_ns >= until_ns {
+            return serving.away(woken_ns, Driven::TimedOut);
+        }
+        serving.serve(ready.iter().map(|event| event.data.u64() as u16));
+        let short = woken_ns.saturating_sub(now) < SHORT_NS;
+        serving.inline.eager = if short { EAGER_MAX } else { 0 };
+        serving.away(woken_ns, Driven::Worked)
+    }
+}
+
+impl Serving {
+    /// Whether the reader of `port` does the engine's work, from now on or as before.
+    fn begin_inline(&mut self, port: &Arc<OwnPort>, poller: &mut Option<OwnedFd>) -> bool {
+        let (Some(stream), Some(registration)) = (&mut self.stream, &self.registration) else {
+            return false;
+        };
+        if self.inline.port.is_some() {
+            // Somebody may have asked for the wake-up, to wait for the file.
+            not_to_be_woken(port, stream);
+            return true;
+        }
+        if !stream.has_one_reader() || stream.slot_count() < SLOTS_MIN {
+            return false;
+        }
+        let now = monotonic_ns();
+        if now < self.inline.not_before_ns || away_ns(stream) < AWAY_MIN_NS {
+            return false;
+        }
+        let prepared = prepare(stream, port, poller).and_then(|()| match &self.inline.timer {
+            Some(_) => Ok(()),
+            None => {
+                let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+                let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+                registration.watch(&timer, TAG_AWAY, EventFlags::IN).map_err(|_| EMFILE)?;
+                self.inline.timer = Some(timer);
+                Ok(())
+            }
+        });
+        if prepared.is_err() || !listen(stream, registration, EventFlags::empty()) {
+            // No file descriptor left: the engine's thread does it as well.
+            listen(stream, registration, EventFlags::IN);
+            self.inline.not_before_ns = u64::MAX;
+            return false;
+        }
+        not_to_be_woken(port, stream);
+        self.inline.drops = stream.external_drops();
+        self.inline.more = true;
+        self.inline.port = Some(port.clone());
+        true
+    }
+
+    /// Has the engine's thread do the work again.
+    pub(super) fn end_inline(&mut self) {
+        if self.inline.port.take().is_none() {
+            return;
+        }
+        self.set_timer(0, 0);
+        if let (Some(stream), Some(registration)) = (&self.stream, &self.registration) {
+            listen(stream, registration, EventFlags::IN);
+            // It asks for the deadline.
+            registration.kick();
+        }
+    }
+
+    /// Somebody else may read now: then the engine's thread serves both.
+    pub(super) fn check_inline(&mut self) {
+        let alone = self.stream.as_ref().is_some_and(Stream::has_one_reader);
+        if let Some(port) = self.inline.port.clone().filter(|_| !alone) {
+            self.end_inline();
+            Port::Own(port).wake();
+        }
+    }
+
+    /// The engine's thread has done something that a waiting reader would want to know.
+    pub(super) fn tell_inline(&self) {
+        if let Some(port) = self.inline.port.as_ref().filter(|_| self.inline.inside) {
+            Port::Own(port.clone()).wake();
+        }
+    }
+
+    /// Somebody is about to wait for the stream's file: the engine's thread is to wake them.
+    pub(super) fn file_is_asked_for(&mut self) {
+        if !self.inline.inside {
+            self.end_inline();
+        }
+    }
+
+    /// The timer ran out.
+    pub(super) fn reader_is_away(&mut self) {
+        if let Some(timer) = &self.inline.timer {
+            drain(timer);
+        }
+        self.inline.timer_ns = 0;
+        if self.inline.inside {
+            return;
+        }
+        let now = monotonic_ns();
+        let until = self.inline.back_ns;
+        if until <= now {
+            self.end_inline();
+        } else if self.inline.port.is_some() {
+            self.set_timer(now, until);
+        }
+    }
+
+    /// When the engine's thread is to look again.
+    pub(super) fn deadline(&mut self) -> u64 {
+        match &mut self.stream {
+            Some(stream) if self.inline.port.is_none() => stream.deadline(),
+            _ => NEVER,
+        }
+    }
+
+    /// Does what is known to be due at `now`. If that is nothing: how long to wait, nanoseconds.
+    fn work_or_wait(&mut self, now: u64, until_ns: u64) -> Option<u64> {
+        let stream = self.stream.as_mut()?;
+        let head = stream.head();
+        stream.learn_tails(now);
+        if stream.deadline() <= now {
+            stream.tick();
+        }
+        if self.inline.more || self.inline.eager > 0 {
+            self.inline.more = false;
+            let before = stream.taken();
+            for leg in 0..stream.legs() {
+                self.inline.more |= take(stream, leg);
+            }
+            self.inline.count_behind();
+            if stream.taken() != before {
+                self.inline.eager = self.inline.eager.saturating_sub(1);
+                return None;
+            }
+            self.inline.eager = 0;
+        }
+        if stream.head() != head {
+            return None;
+        }
+        Some(stream.deadline().min(until_ns).saturating_sub(now))
+    }
+
+    /// Files are ready. RTCP comes after the RTP that was there before it: when the sockets have more
+    /// than fits, it waits for the next time.
+    fn serve(&mut self, tags: impl Iterator<Item = u16> + Clone) {
+        if tags.clone().any(|tag| tag == TAG_EVENT)
+            && let Some(port) = &self.inline.port
+        {
+            drain(port.event());
+        }
+        let Some(stream) = &mut self.stream else { return };
+        for leg in tags.clone().filter(|tag| *tag < TAG_RTCP) {
+            self.inline.more |= take(stream, leg.into());
+        }
+        self.inline.count_behind();
+        if self.inline.more {
+            return;
+        }
+        let rtcp = tags.filter(|tag| *tag != TAG_EVENT).filter_map(|tag| tag.checked_sub(TAG_RTCP));
+        for leg in rtcp {
+            if let Err(error) = stream.receive_rtcp(leg.into()) {
+                tracing::warn!(%error, leg, "receive");
+            }
+        }
+    }
+
+    /// The reader goes away with what it has, at `now` or a little later.
+    fn away(&mut self, now: u64, driven: Driven) -> Driven {
+        let Some(stream) = &self.stream else { return driven };
+        let drops = stream.external_drops();
+        let may_ns = away_ns(stream);
+        if drops != self.inline.drops {
+            let pause_ns = PAUSE_NS.saturating_mul(1 << self.inline.dropped.min(20));
+            self.inline.dropped = self.inline.dropped.saturating_add(1);
+            self.pause(now, pause_ns);
+        } else if may_ns < AWAY_MIN_NS || self.inline.behind >= BEHIND_MAX {
+            self.pause(now, CROWDED_NS);
+        } else {
+            self.inline.back_ns = now.saturating_add(may_ns);
+            if self.inline.timer_ns <= now || self.inline.timer_ns > self.inline.back_ns {
+                self.set_timer(now, self.inline.back_ns);
+            }
+        }
+        driven
+    }
+
+    /// Has the engine's thread do the work for so long.
+    fn pause(&mut self, now_ns: u64, pause_ns: u64) {
+        self.inline.not_before_ns = now_ns.saturating_add(pause_ns);
+        self.end_inline();
+    }
+
+    /// Has the timer run out at `until_ns`; 0: it stops.
+    fn set_timer(&mut self, now_ns: u64, until_ns: u64) {
+        let time = Duration::from_nanos(until_ns.saturating_sub(now_ns));
+        let (Some(timer), Ok(it_value)) = (&self.inline.timer, Timespec::try_from(time)) else {
+            return;
+        };
+        self.inline.timer_ns = until_ns;
+        let once = Itimerspec { it_interval: Timespec::default(), it_value };
+        // It refuses only times that are none.
+        let _ = timerfd_settime(timer, TimerfdTimerFlags::empty(), &once);
+    }
+}
+
+const EMFILE: rustix::io::Errno = rustix::io::Errno::MFILE;
+
+/// For how long the reader may be away.
+fn away_ns(stream: &Stream) -> u64 {
+    (stream.hold_ns() / AWAY_SHARE).min(AWAY_MAX_NS)
+}
+
+/// The reader need not be told of what it does itself.
+fn not_to_be_woken(port: &OwnPort, stream: &Stream) {
+    port.page().view().wake_at.store(stream.head().wrapping_add(i64::MAX as u64));
+}
+
+/// Makes what the reader waits with.
+fn prepare(
+    stream: &Stream,
+    port: &OwnPort,
+    poller: &mut Option<OwnedFd>,
+) -> rustix::io::Result<()> {
+    if poller.is_some() {
+        return Ok(());
+    }
+    let new = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let tag = |tag: u16| EventData::new_u64(tag.into());
+    for leg in 0..stream.legs() {
+        if let Some(socket) = stream.rtp_fd(leg) {
+            epoll::add(&new, socket, tag(leg as u16), EventFlags::IN)?;
+        }
+        if let Some(socket) = stream.rtcp_fd(leg) {
+            epoll::add(&new, socket, tag(TAG_RTCP + leg as u16), EventFlags::IN)?;
+        }
+    }
+    epoll::add(&new, port.event(), tag(TAG_EVENT), EventFlags::IN)?;
+    *poller = Some(new);
+    Ok(())
+}
+
+/// What the engine's thread is to be told of the sockets. `false`: not all of them took it.
+fn listen(stream: &Stream, registration: &super::worker::Registration, flags: EventFlags) -> bool {
+    let mut all = true;
+    for leg in 0..stream.legs() {
+        if let Some(socket) = stream.rtp_fd(leg) {
+            all &= registration.change(socket, leg as u16, flags).is_ok();
+        }
+        if let Some(socket) = stream.rtcp_fd(leg) {
+            all &= registration.change(socket, TAG_RTCP + leg as u16, flags).is_ok();
+        }
+    }
+    all
+}
+
+/// Takes from the RTP socket of `leg`. Returns whether there may be more.
+fn take(stream: &mut Stream, leg: usize) -> bool {
+    stream.receive_half(leg).unwrap_or_else(|error| {
+        tracing::warn!(%error, leg, "receive");
+        false
+    })
+}
