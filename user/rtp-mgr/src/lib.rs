@@ -59,6 +59,7 @@ pub mod reader;
 pub mod receiver;
 pub mod rtcp;
 mod runtime_dir;
+mod schedule;
 mod shm;
 pub mod side_channel;
 pub mod socket;

@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use crate::clock::monotonic_ns;
 use crate::error::Error;
 use crate::poll::wait_events;
+use crate::schedule::ask_for_short_slice;
 
 /// No deadline.
 pub(crate) const NEVER: u64 = u64::MAX;
@@ -272,6 +273,10 @@ impl<'a> Loop<'a> {
     fn run(&mut self) {
         // Pacing wants its timers on time; without permission they come 50 us late.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
+        // Nor is it to wait for whoever computes. Without it, it does as threads do by default.
+        if let Err(error) = ask_for_short_slice() {
+            tracing::debug!(%error, "short time slice");
+        }
         let mut events = [const { std::mem::MaybeUninit::uninit() }; EVENTS_MAX];
         while !self.shared.stop.load(Ordering::Acquire) {
             let timeout = self.timeout();
