@@ -137,14 +137,30 @@ fn race(
     })
 }
 
+/// A word where the shared memory has it: in a cache line of its own.
+#[repr(align(64))]
+struct Line(Word);
+
+/// Descriptors where the shared memory has them: each in a cache line of its own.
+#[repr(align(4096))]
+struct Page([[Word; DESC_WORDS]; POSITIONS]);
+
+impl Page {
+    fn new() -> Self {
+        Self([const { [const { Word::new(0) }; DESC_WORDS] }; POSITIONS])
+    }
+}
+
+fn has_room(readers: &Readers, end: u64) -> bool {
+    readers.limit(POSITIONS as u32).is_none_or(|limit| end <= limit)
+}
+
 fn ours(time: Duration, batch: usize, payload: bool) -> Result<f64> {
-    let descriptors: Vec<[Word; DESC_WORDS]> =
-        (0..POSITIONS).map(|_| std::array::from_fn(|_| Word::new(0))).collect();
-    let words = [const { Word::new(0) }; 4];
-    let [claim, head, tail, wake_at] = &words;
-    let view = RingView { claim, head, descriptors: &descriptors };
-    let control = ControlView { position: tail, wake_at };
-    wake_at.store(i64::MAX as u64);
+    let descriptors: Box<Page> = Box::new(Page::new());
+    let [claim, head, tail, wake_at] = [const { Line(Word::new(0)) }; 4];
+    let view = RingView { claim: &claim.0, head: &head.0, descriptors: &descriptors.0 };
+    let control = ControlView { position: &tail.0, wake_at: &wake_at.0 };
+    wake_at.0.store(i64::MAX as u64);
     let slots = SharedSlots::new(POSITIONS, PACKET);
     let packet = [7_u8; PACKET];
     let mut producer = Producer::new(0);
@@ -153,9 +169,12 @@ fn ours(time: Duration, batch: usize, payload: bool) -> Result<f64> {
     let produce = || {
         let first = producer.head();
         let end = first.wrapping_add(batch as u64);
-        readers.observe_tail(0, control.position.load_acquire(), first, 0);
-        if readers.limit(POSITIONS as u32).is_some_and(|limit| end > limit) {
-            return 0;
+        // As the engines do: the reader's tail is looked at when there may be no room without.
+        if !has_room(&readers, end) {
+            readers.observe_tail(0, control.position.load_acquire(), first, 0);
+            if !has_room(&readers, end) {
+                return 0;
+            }
         }
         producer.claim_up_to(&view, end.wrapping_sub(1));
         for position in first..end {
