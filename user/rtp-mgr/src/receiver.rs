@@ -245,6 +245,10 @@ impl Receiver {
     /// The next positions, waiting up to `timeout` for the first. `None`: the stream has stopped and
     /// everything was read. An empty batch: the time ran out.
     ///
+    /// The only reader of a stream of the embedded engine takes packets from the sockets itself while it
+    /// waits here. To wait for several streams, wait for their files ([`AsFd`]) and call
+    /// [`try_read`](Self::try_read).
+    ///
     /// # Errors
     /// The engine has ended.
     pub fn read(&mut self, timeout: Duration) -> Result<Option<Batch<'_>>, Error> {
