@@ -253,6 +253,12 @@ impl Readers {
         self.slowest = slowest(self.active().map(|reader| reader.tail));
     }
 
+    /// The tail of the slowest reader, or before it; `None`: there is no reader.
+    #[inline]
+    pub fn slowest(&self) -> Option<u64> {
+        self.slowest
+    }
+
     /// Whether a reader keeps the ring full, or was overrun: whether [`lap`](Self::lap) and
     /// [`demote_stalled`](Self::demote_stalled) have anything to do.
     #[inline]

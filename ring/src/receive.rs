@@ -315,10 +315,13 @@ impl<M: Memory> ReceiveCore<M> {
         self.readers.take_changed()
     }
 
-    /// Learns from the readers' accepted tails which positions may be written.
+    /// Learns from the readers' accepted tails which positions may be written, and which slots are free.
     pub fn refresh_limit(&mut self) {
         self.readers.refresh();
         self.limit = self.readers.limit(self.slot_count);
+        if let Some(tail) = self.readers.slowest() {
+            self.staging.release(tail);
+        }
     }
 
     /// Positions that may be taken before the ring is full, as far as the tails that were looked at

@@ -169,6 +169,8 @@ pub struct Staging<E, S> {
     producer: Producer,
     entries: E,
     free: FreeSlots<S>,
+    /// What was published before this has given its slot back, or lies more than a ring behind.
+    freed: u64,
     order: Order,
     head: u64,
     /// Present in `head..claim`.
@@ -205,6 +207,7 @@ where
         Self {
             producer: Producer::new(start),
             free: FreeSlots::new(slots),
+            freed: start,
             order: Order { window: order.window.clamp(1, half.max(1)), ..order },
             head: start,
             staged: 0,
@@ -240,6 +243,27 @@ where
     /// The free slots.
     pub fn free(&mut self) -> &mut FreeSlots<S> {
         &mut self.free
+    }
+
+    /// Every reader has released what was published before `tail`: its slots are free, and the next packets
+    /// go to memory that was used just now. Without this, a slot is free a whole ring later.
+    pub fn release(&mut self, tail: u64) {
+        let oldest = self.claim().wrapping_sub(self.slot_count());
+        if distance(oldest, self.freed) > 0 {
+            self.freed = oldest;
+        }
+        // Nobody can have released what is not visible yet.
+        let published = self.producer.head();
+        let end = if distance(tail, published) > 0 { published } else { tail };
+        while distance(end, self.freed) > 0 {
+            let freed = self.freed;
+            let Some(entry) = self.entry(freed) else { return };
+            let slot = core::mem::replace(&mut entry.slot, NO_SLOT);
+            if slot != NO_SLOT {
+                self.free.push(slot);
+            }
+            self.freed = freed.wrapping_add(1);
+        }
     }
 
     /// Packets that `leg` alone had. Falls again when the other leg's copy comes after all.

@@ -286,8 +286,9 @@ impl Rig {
     /// Reads what is new (the reader without limits) and checks the law, the slots and the figures.
     fn after(&mut self) {
         self.assert_published();
-        if self.reader.is_none() {
-            self.drain();
+        match self.reader {
+            None => self.drain(),
+            Some(_) => self.assert_unread_is_kept(),
         }
         let counters = self.counters();
         assert_eq!(
@@ -338,14 +339,34 @@ impl Rig {
     }
 
     fn free_slots(&mut self) -> usize {
+        self.free().len()
+    }
+
+    fn free(&mut self) -> BTreeSet<u32> {
         let mut slots = vec![0; self.slots];
         let taken = self.core.take_slots(&mut slots);
         let different: BTreeSet<u32> = slots[..taken].iter().copied().collect();
         assert_eq!(different.len(), taken, "a slot was given out twice");
-        for slot in &slots[..taken] {
+        for slot in slots[..taken].iter().rev() {
             self.core.give_back(*slot);
         }
-        taken
+        different
+    }
+
+    /// What the reader has not released is not given to the network.
+    fn assert_unread_is_kept(&mut self) {
+        let free = self.free();
+        let head = self.head.load_acquire();
+        let mask = self.descriptors.len() as u64 - 1;
+        let mut position = self.next;
+        while position != head {
+            let words = &self.descriptors[(position & mask) as usize];
+            let descriptor = Descriptor::from_words(std::array::from_fn(|at| words[at].load()));
+            if !descriptor.has(flag::LOST) {
+                assert!(!free.contains(&descriptor.slot), "position {position}: {descriptor:?}");
+            }
+            position = position.wrapping_add(1);
+        }
     }
 }
 
@@ -653,6 +674,40 @@ fn a_full_ring_drops_the_newest_and_marks_where() {
         assert_eq!((rig.counters().unique, rig.counters().lost), (40, 0));
         rig.assert_continuous();
     }
+}
+
+#[test]
+fn what_every_reader_has_released_is_written_again_first() {
+    for reorder_ms in [None, Some(20)] {
+        let mut rig =
+            Rig::new(Setup { order: 6, reorder_ms, ..Setup::default() }).with_reliable_reader();
+        for sequence in 0..40 {
+            assert_eq!(rig.packet(Sent::new(sequence)), Verdict::Kept);
+            rig.drain();
+        }
+        let slots: BTreeSet<u32> = rig.read.iter().map(|seen| seen.descriptor.slot).collect();
+        assert_eq!(slots.len(), 1, "{slots:?}");
+        assert_eq!(rig.free_slots(), rig.slots);
+    }
+}
+
+#[test]
+fn what_the_slowest_reader_has_not_released_is_kept_for_it() {
+    let mut rig = Rig::new(Setup { order: 4, ..Setup::default() }).with_reliable_reader();
+    let other = rig.core.readers_mut().add(Mode::Lossy, false, 0, rig.now).unwrap();
+    rig.core.refresh_limit();
+    for sequence in 0..3 {
+        rig.packet(Sent::new(sequence));
+        rig.drain();
+    }
+    assert_eq!(rig.free_slots(), rig.slots - 3);
+    // A tail that is not true frees nothing.
+    rig.core.observe_tail(other, 7, rig.now);
+    rig.core.refresh_limit();
+    assert_eq!(rig.free_slots(), rig.slots - 3);
+    rig.core.observe_tail(other, 2, rig.now);
+    rig.core.refresh_limit();
+    assert_eq!(rig.free_slots(), rig.slots - 1);
 }
 
 #[test]
@@ -1013,7 +1068,9 @@ proptest! {
             }
             rig.finish();
             let counters = rig.counters();
-            (rig.read, counters)
+            // Where a packet lies depends on what was released.
+            let read = rig.read.into_iter().map(|seen| Descriptor { slot: 0, ..seen.descriptor });
+            (read.collect::<Vec<_>>(), counters)
         };
         prop_assert_eq!(run(true), run(false));
     }
@@ -1035,6 +1092,7 @@ proptest! {
             rig.core.refresh_limit();
             if tail.wrapping_sub(accepted) <= head.wrapping_sub(accepted) {
                 accepted = tail;
+                rig.next = tail;
             }
             rig.packet(Sent::new(sequence));
             prop_assert!(rig.claim.load().wrapping_sub(accepted) <= 16);
