@@ -201,6 +201,40 @@ fn trains_are_taken_early_as_well_and_count_as_one() {
 }
 
 #[test]
+fn a_socket_that_takes_no_trains_has_them_cut_up_whatever_its_neighbour_does() {
+    let [far, near] = [Namespace::new(), Namespace::new()];
+    far.join(&near, 1);
+    let any = (Ipv4Addr::UNSPECIFIED, 0).into();
+    let takes = near.run(|| shared(libc::SO_REUSEADDR, any));
+    option(&takes, libc::SOL_UDP, libc::UDP_GRO, &1_i32).unwrap();
+    let to = SocketAddr::from(([10, 1, 1, 2], takes.local_addr().unwrap().port()));
+    let plain = near.run(|| shared(libc::SO_REUSEADDR, to));
+    let senders = [(); 2].map(|()| {
+        let from = far.run(|| UdpSocket::bind(any).unwrap());
+        from.connect(to).unwrap();
+        option(&from, libc::SOL_UDP, libc::UDP_SEGMENT, &500_i32).unwrap();
+        from
+    });
+    // Connected, so that early demultiplexing finds it beside the other.
+    plain.connect(senders[0].local_addr().unwrap()).unwrap();
+    let sockets = [&plain, &takes];
+    let mut readers = sockets.map(|socket| running(ioctl::Create::default(), socket));
+    let mut next = 0;
+    let mut train = |to: usize| {
+        let packets: Vec<_> = (next..next + 20).map(|at| rtp_of(SSRC, at, 500)).collect();
+        next += 20;
+        let before = near.run(figures);
+        senders[to].send(&packets.concat()).unwrap();
+        assert_eq!(bytes(&readers[to].collect(packets.len(), LIMIT)), packets);
+        near.run(figures)[1] - before[1]
+    };
+    until("trains are taken whole", || train(1) == 1);
+    for _ in 0..5 {
+        assert_eq!((train(0), train(1)), (20, 1));
+    }
+}
+
+#[test]
 fn another_socket_of_the_port_has_its_packets_and_ends_the_early_path() {
     in_namespace(MTU, || {
         let mut rig = Rig::local();
