@@ -329,7 +329,9 @@ static __always_inline bool rtp_mgr_socket_is_for4(struct net *net, const struct
 		interface = inet_iif(skb);
 	if (unlikely(flags)) {
 		interface = skb->dev->ifindex;
-		if (flags != RTCF_MULTICAST || !rtp_mgr_is_member(sk, iph->daddr, interface))
+		/* Within a VRF the first membership counts, on either of its two interfaces. */
+		if (flags != RTCF_MULTICAST || inet_sdif(skb) ||
+		    !rtp_mgr_is_member(sk, iph->daddr, interface))
 			return false;
 	}
 	return (!own || own == iph->daddr) && (!peer || peer == iph->saddr) &&
