@@ -329,7 +329,9 @@ static __always_inline bool rtp_mgr_socket_is_for4(struct net *net, const struct
 		interface = inet_iif(skb);
 	if (unlikely(flags)) {
 		interface = skb->dev->ifindex;
-		if (flags != RTCF_MULTICAST || !rtp_mgr_is_member(sk, iph->daddr, interface))
+		/* Within a VRF the first membership counts, on either of its two interfaces. */
+		if (flags != RTCF_MULTICAST || inet_sdif(skb) ||
+		    !rtp_mgr_is_member(sk, iph->daddr, interface))
 			return false;
 	}
 	return (!own || own == iph->daddr) && (!peer || peer == iph->saddr) &&
@@ -453,8 +455,12 @@ static __always_inline int rtp_mgr_hand_over_early(struct sock *sk, struct sk_bu
 	struct rtp_mgr_port *port;
 
 	if (unlikely(skb_is_gso(skb) ||
-		     skb_headlen(skb) < sizeof(struct udphdr) + min_t(u32, len, RTP_MGR_HEAD)))
+		     skb_headlen(skb) < sizeof(struct udphdr) + min_t(u32, len, RTP_MGR_HEAD))) {
+		/* Another socket of this port takes trains; the UDP code cuts them up for this one. */
+		if (skb_is_gso(skb) && !udp_test_bit(ACCEPT_L4, sk))
+			return 1;
 		return rtp_mgr_udp_hand_over(sk, skb, true);
+	}
 	port = rcu_dereference_sk_user_data(sk);
 	if (unlikely(!port))
 		return 1;

@@ -341,6 +341,7 @@ mod tests {
     use super::super::abi::{LegFigures, SourceFigures, StreamCounters, DESC_WORDS};
     use super::super::atomic::Word;
     use super::super::follow::Held;
+    use super::super::header::Kind;
     use super::super::receive::{Config, Filter, Storage, Verdict};
     use super::super::staging::{Entry, Order};
     use super::super::table::SourceEntry;
@@ -391,7 +392,7 @@ mod tests {
                 order: ordered.then_some(Order { reorder_ns: 5_000, window: 8 }),
                 legs: 1,
                 filter: Filter::default(),
-                clock_rates: [90_000; 128],
+                clock_rates: core::array::from_fn(|kind| kind as u32 % 5 * 8_000),
                 stall_ns: 1_000_000,
                 secret: [1, 2],
             };
@@ -448,6 +449,23 @@ mod tests {
             verdict
         }
 
+        /// What may come between packets.
+        fn meet(&mut self, event: u8, now_ns: u64) {
+            let view =
+                RingView { claim: &self.claim, head: &self.head, descriptors: &self.descriptors };
+            match event {
+                0 => drop(self.core.reset_counters()),
+                1 => self.core.bye(&view, 1, now_ns),
+                2 => self.core.bye(&view, 2, now_ns),
+                3 => self.core.passed(Kind::Rtcp),
+                4 => self.core.set_reorder_ns(9_000),
+                5 => self.core.set_leg_source(0, [0; 16]),
+                6 => drop(self.core.without_slot(&rtp(0x80, 96, 0, 0, 1, 20))),
+                7 => self.core.finish(&view),
+                _ => {}
+            }
+        }
+
         fn state(&mut self) -> State {
             State {
                 counters: self.core.counters(0),
@@ -484,16 +502,21 @@ mod tests {
                     prop_oneof![12 => Just(1_u16), 2 => 0..4_u16, 1 => any::<u16>()],
                     prop_oneof![12 => Just(0x80_u8), 1 => Just(0x90), 1 => Just(0xa0), 1 => Just(0x83), 1 => any::<u8>()],
                     prop_oneof![12 => Just(96_u8), 2 => Just(96 | 0x80), 1 => Just(72), 1 => Just(72 | 0x80), 1 => Just(13)],
-                    prop_oneof![20 => Just(1_u32), 1 => Just(2)],
+                    prop_oneof![30 => Just(1_u32), 1 => Just(2), 1 => 0..8_u32],
                     prop_oneof![20 => 30..200_usize, 1 => 0..300_usize],
-                    (0..3_000_u64, prop_oneof![9 => Just(false), 1 => Just(true)], prop_oneof![3 => Just(true), 1 => Just(false)]),
+                    (
+                        prop_oneof![30 => 0..3_000_u64, 1 => 0..300_000_000_u64, 1 => 0..100_000_000_000_u64],
+                        prop_oneof![9 => Just(false), 1 => Just(true)],
+                        prop_oneof![3 => Just(true), 1 => Just(false)],
+                        prop_oneof![20 => Just(u8::MAX), 1 => 0..8_u8],
+                    ),
                 ),
                 1..120,
             ),
         ) {
             let (mut short, mut long) = (Rig::new(ordered), Rig::new(ordered));
             let (mut sequence, mut now, mut took) = (65_500_u16, 1_000_000_u64, 0);
-            for (step, first, kind, ssrc, len, (passed, coalesced, reads)) in packets {
+            for (step, first, kind, ssrc, len, (passed, coalesced, reads, event)) in packets {
                 sequence = sequence.wrapping_add(step);
                 now += passed;
                 let bytes = rtp(first, kind, sequence, now as u32 / 100, ssrc, len.max(12));
@@ -508,6 +531,8 @@ mod tests {
                     time_ns: now + 7,
                     flow: Flow { source_port: if len == 77 { 9 } else { 5 }, ..Flow::default() },
                 };
+                short.meet(event, now);
+                long.meet(event, now);
                 took += u32::from(short.core.steady.is_some());
                 long.core.disturb();
                 prop_assert_eq!(

@@ -201,6 +201,40 @@ fn trains_are_taken_early_as_well_and_count_as_one() {
 }
 
 #[test]
+fn a_socket_that_takes_no_trains_has_them_cut_up_whatever_its_neighbour_does() {
+    let [far, near] = [Namespace::new(), Namespace::new()];
+    far.join(&near, 1);
+    let any = (Ipv4Addr::UNSPECIFIED, 0).into();
+    let takes = near.run(|| shared(libc::SO_REUSEADDR, any));
+    option(&takes, libc::SOL_UDP, libc::UDP_GRO, &1_i32).unwrap();
+    let to = SocketAddr::from(([10, 1, 1, 2], takes.local_addr().unwrap().port()));
+    let plain = near.run(|| shared(libc::SO_REUSEADDR, to));
+    let senders = [(); 2].map(|()| {
+        let from = far.run(|| UdpSocket::bind(any).unwrap());
+        from.connect(to).unwrap();
+        option(&from, libc::SOL_UDP, libc::UDP_SEGMENT, &500_i32).unwrap();
+        from
+    });
+    // Connected, so that early demultiplexing finds it beside the other.
+    plain.connect(senders[0].local_addr().unwrap()).unwrap();
+    let sockets = [&plain, &takes];
+    let mut readers = sockets.map(|socket| running(ioctl::Create::default(), socket));
+    let mut next = 0;
+    let mut train = |to: usize| {
+        let packets: Vec<_> = (next..next + 20).map(|at| rtp_of(SSRC, at, 500)).collect();
+        next += 20;
+        let before = near.run(figures);
+        senders[to].send(&packets.concat()).unwrap();
+        assert_eq!(bytes(&readers[to].collect(packets.len(), LIMIT)), packets);
+        near.run(figures)[1] - before[1]
+    };
+    until("trains are taken whole", || train(1) == 1);
+    for _ in 0..5 {
+        assert_eq!((train(0), train(1)), (20, 1));
+    }
+}
+
+#[test]
 fn another_socket_of_the_port_has_its_packets_and_ends_the_early_path() {
     in_namespace(MTU, || {
         let mut rig = Rig::local();
@@ -247,6 +281,56 @@ fn a_member_of_the_group_that_comes_later_loses_nothing() {
         rig.from.send(&rtp_of(SSRC, rig.next, 50)).unwrap();
         assert_eq!(rig.reader.device.stats().unwrap().1.received, received, "no member any more");
     });
+}
+
+#[test]
+fn a_list_of_senders_holds_on_either_interface_of_a_vrf() {
+    let [far, near] = [Namespace::new(), Namespace::new()];
+    far.join(&near, 1);
+    near.shell(
+        "ip link add vrf0 type vrf table 10 && ip link set vrf0 up
+         ip link set f1 down && ip link set f1 master vrf0 && ip link set f1 up",
+    );
+    let interfaces = near.run(|| {
+        [c"vrf0", c"f1"].map(|name| {
+            // SAFETY: A name.
+            unsafe { libc::if_nametoindex(name.as_ptr()) }
+        })
+    });
+    let (group, peer) = (Ipv4Addr::new(239, 1, 2, 3), Ipv4Addr::new(10, 1, 1, 1));
+    let member = |interface: u32| libc::ip_mreqn {
+        imr_multiaddr: libc::in_addr { s_addr: u32::from_ne_bytes(group.octets()) },
+        imr_address: libc::in_addr { s_addr: 0 },
+        imr_ifindex: interface as i32,
+    };
+    let socket = near.run(|| bound((Ipv4Addr::UNSPECIFIED, 0).into()));
+    let port = socket.local_addr().unwrap().port();
+    let device = b"vrf0\0".map(|byte| byte as libc::c_char);
+    option(&socket, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, &device).unwrap();
+    option(&socket, libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, &member(interfaces[0])).unwrap();
+    let sender = |to: Ipv4Addr| {
+        let from = far.run(|| UdpSocket::bind((peer, 0)).unwrap());
+        let interface = libc::in_addr { s_addr: u32::from_ne_bytes(peer.octets()) };
+        option(&from, libc::IPPROTO_IP, libc::IP_MULTICAST_IF, &interface).unwrap();
+        from.connect((to, port)).unwrap();
+        from
+    };
+    let mut rig = Rig::new(socket, sender(Ipv4Addr::new(10, 1, 1, 2)));
+    until("packets are taken early", || rig.send(1) > 0);
+    rig.from = sender(group);
+    rig.send(5);
+    // The latest membership is the first that the UDP code finds, and refuses the sender.
+    option(&rig.socket, libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, &member(interfaces[1])).unwrap();
+    let refused = [group.octets(), [10, 1, 1, 2], peer.octets()];
+    option(&rig.socket, libc::IPPROTO_IP, libc::IP_BLOCK_SOURCE, &refused).unwrap();
+    let received = rig.reader.device.stats().unwrap().1.received;
+    rig.from.send(&rtp_of(SSRC, rig.next, 50)).unwrap();
+    // What comes after it has arrived, and it has not.
+    rig.from = sender(Ipv4Addr::new(10, 1, 1, 2));
+    rig.send(1);
+    assert_eq!(rig.reader.device.stats().unwrap().1.received, received + 1, "a refused sender's");
+    // A namespace that ends has the kernel complain of interfaces that it cannot take out of their VRF.
+    near.shell("ip link set f1 nomaster");
 }
 
 #[test]
