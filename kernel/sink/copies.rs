@@ -69,8 +69,9 @@ impl Copies {
     }
 
     /// Room for a copy of `len` bytes: in the rest of the page that the latest one ended in, or in pages that
-    /// nobody else has.
-    fn place(&self, len: usize) -> Option<usize> {
+    /// nobody else has. When somebody has one of those, the search goes on behind it the next time: it may be had for
+    /// good, by a receiver that reads no more.
+    fn place(&mut self, len: usize) -> Option<usize> {
         let mut first = self.next.div_ceil(PAGE);
         if len <= first.saturating_mul(PAGE).saturating_sub(self.next) {
             return Some(self.next);
@@ -81,8 +82,13 @@ impl Copies {
         }
         let pages = self.known.get(first..first.saturating_add(count))?;
         // SAFETY: `self` keeps the pages.
-        let free = |page: &*mut bindings::page| unsafe { holders(*page) == 1 };
-        pages.iter().all(free).then_some(first.saturating_mul(PAGE))
+        let taken = |page: &*mut bindings::page| unsafe { holders(*page) != 1 };
+        match pages.iter().rposition(taken) {
+            None => Some(first.saturating_mul(PAGE)),
+            Some(last) => {
+                self.next = first.saturating_add(last).saturating_add(1).saturating_mul(PAGE);
+                None
+            }
+        }
     }
 }
-

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rtp_mgr::ring::abi::StreamCounters;
@@ -379,4 +380,69 @@ fn a_simulated_source_fills_the_ring_with_its_pattern() {
         assert_eq!(counters.bytes_overflowed, 0);
         assert!(balances(&counters));
     }
+}
+
+/// Packets one burst after the other, each sent when the one before was read, to a reader that does all that
+/// changes who takes them from the socket. Nothing may be missing, out of order, or waited for in vain.
+#[test]
+fn hands_change_all_the_time_and_nothing_is_lost_or_slept_through() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    const BURSTS: u64 = 3_000;
+    let ten_seconds = Timespec { tv_sec: 10, tv_nsec: 0 };
+    // Nobody is woken because something has waited for so long.
+    let mut rx = builder().max_latency(LONG).open().unwrap();
+    let tx = sender(&rx);
+    let read = AtomicU64::new(0);
+    let burst = |number: u64| 1 + number * 7 % 5;
+    let total: u64 = (0..BURSTS).map(burst).sum();
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut sent = 0_u64;
+            for number in 0..BURSTS {
+                for _ in 0..burst(number) {
+                    tx.send(&packet(sent as u16, &sent.to_be_bytes())).unwrap();
+                    sent += 1;
+                }
+                wait_for("a burst read", || read.load(Ordering::Acquire) >= sent);
+            }
+        });
+        let mut random = 1_u64;
+        let mut next = 0_u64;
+        let mut second = None;
+        let mut by_file = false;
+        while next < total {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let dice = random >> 33;
+            if dice.is_multiple_of(64) {
+                second = second.take().is_none().then(|| rx.subscribe(Mode::Lossy).unwrap());
+            }
+            if by_file {
+                let mut files = [PollFd::new(&rx, PollFlags::IN)];
+                assert_eq!(poll(&mut files, Some(&ten_seconds)).unwrap(), 1, "after {next}");
+            }
+            let micros = Duration::from_micros(dice / 512 % 1_024);
+            let batch = match dice / 64 % 8 {
+                0 => {
+                    std::thread::sleep(micros);
+                    rx.read(LONG)
+                }
+                1 => rx.read(micros / 8),
+                2 | 3 => rx.try_read(),
+                _ => rx.read(LONG),
+            };
+            let batch = batch.unwrap().expect("running");
+            by_file = batch.is_empty() && dice.is_multiple_of(2);
+            for item in &batch {
+                let Item::Packet(packet) = item else { panic!("{item:?} after {next}") };
+                assert_eq!(packet.payload(), next.to_be_bytes());
+                next += 1;
+            }
+            batch.release();
+            read.store(next, Ordering::Release);
+        }
+    });
+    assert!(balances(&rx.stats().counters()));
+    // What is slept through waits for up to half a second.
+    assert!(begin.elapsed() < LONG, "{:?}", begin.elapsed());
 }

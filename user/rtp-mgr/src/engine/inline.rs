@@ -98,11 +98,18 @@ impl Inline {
 pub(crate) enum Driven {
     /// Something was done: there may be something to read.
     Worked,
-    /// The time ran out.
+    /// The time ran out, whatever was done.
     TimedOut,
     /// The engine's thread does the work: the reader waits for its event, and asks again after this time,
     /// CLOCK_MONOTONIC in nanoseconds.
     Elsewhere { until_ns: u64 },
+}
+
+impl Driven {
+    /// Something was done until `now_ns`. What comes without an end and is no news must not keep the reader.
+    fn by(now_ns: u64, until_ns: u64) -> Self {
+        if now_ns < until_ns { Self::Worked } else { Self::TimedOut }
+    }
 }
 
 impl ReceiveTask {
@@ -135,7 +142,7 @@ impl ReceiveTask {
         }
         let now = monotonic_ns();
         let Some(wait_ns) = serving.work_or_wait(now, until_ns) else {
-            return serving.away(now, Driven::Worked);
+            return serving.away(now, Driven::by(now, until_ns));
         };
         let Some(poller) = poller.as_ref() else { return elsewhere };
         serving.inline.inside = true;
@@ -147,13 +154,10 @@ impl ReceiveTask {
         let woken_ns = monotonic_ns();
         let mut serving = self.serving();
         serving.inline.inside = false;
-        if ready.is_empty() && woken_ns >= until_ns {
-            return serving.away(woken_ns, Driven::TimedOut);
-        }
         serving.serve(ready.iter().map(|event| event.data.u64() as u16));
         let short = woken_ns.saturating_sub(now) < SHORT_NS;
         serving.inline.eager = if short { EAGER_MAX } else { 0 };
-        serving.away(woken_ns, Driven::Worked)
+        serving.away(woken_ns, Driven::by(woken_ns, until_ns))
     }
 }
 
@@ -163,7 +167,10 @@ impl Serving {
         let (Some(stream), Some(registration)) = (&mut self.stream, &self.registration) else {
             return false;
         };
-        if self.inline.port.is_some() {
+        if let Some(own) = &self.inline.port {
+            if !Arc::ptr_eq(own, port) {
+                return false;
+            }
             // Somebody may have asked for the wake-up, to wait for the file.
             not_to_be_woken(port, stream);
             return true;
@@ -263,8 +270,12 @@ impl Serving {
     /// Does what is known to be due at `now`. If that is nothing: how long to wait, nanoseconds.
     fn work_or_wait(&mut self, now: u64, until_ns: u64) -> Option<u64> {
         let stream = self.stream.as_mut()?;
-        let head = stream.head();
+        let tail = self.inline.port.as_ref()?.page().view().position.load();
         stream.learn_tails(now);
+        if stream.head() != tail {
+            // The engine's thread has published something since the reader looked.
+            return None;
+        }
         if stream.deadline() <= now {
             stream.tick();
         }
@@ -281,7 +292,7 @@ impl Serving {
             }
             self.inline.eager = 0;
         }
-        if stream.head() != head {
+        if stream.head() != tail {
             return None;
         }
         Some(stream.deadline().min(until_ns).saturating_sub(now))
@@ -313,7 +324,7 @@ impl Serving {
 
     /// The reader goes away with what it has, at `now` or a little later.
     fn away(&mut self, now: u64, driven: Driven) -> Driven {
-        let Some(stream) = &self.stream else { return driven };
+        let (Some(stream), Some(_)) = (&self.stream, &self.inline.port) else { return driven };
         let drops = stream.external_drops();
         let may_ns = away_ns(stream);
         if drops != self.inline.drops {
@@ -406,4 +417,124 @@ fn take(stream: &mut Stream, leg: usize) -> bool {
         tracing::warn!(%error, leg, "receive");
         false
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, UdpSocket};
+
+    use super::*;
+    use crate::config::ReceiveConfig;
+    use crate::context::Context;
+    use crate::engine::ReceiveEngine;
+    use crate::engine::receive_task::Opened;
+
+    const S: u64 = 1_000_000_000;
+
+    /// A stream, its only reader's place, and a sender.
+    struct Rig {
+        task: Arc<ReceiveTask>,
+        index: usize,
+        port: Arc<OwnPort>,
+        poller: Option<OwnedFd>,
+        tx: UdpSocket,
+        _context: Context,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let legs = vec!["127.0.0.1:0".parse().unwrap()];
+            let config = ReceiveConfig {
+                legs,
+                announce: false,
+                // Nobody is woken for that.
+                max_latency: Duration::from_secs(60),
+                ..ReceiveConfig::default()
+            };
+            let Opened { task, local, .. } = ReceiveTask::open(&config, 10).unwrap();
+            let (index, port) = task.add_own_reader(true).unwrap();
+            let context = Context::own().unwrap();
+            task.clone().start(&context).unwrap();
+            let tx = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            tx.connect(local[0]).unwrap();
+            let mut rig = Self { task, index, port, poller: None, tx, _context: context };
+            // The engine's thread has been told of the stream, and sleeps.
+            while rig.drive(S / 1_000) != Driven::TimedOut {}
+            rig
+        }
+
+        fn drive(&mut self, wait_ns: u64) -> Driven {
+            self.task.drive(&self.port, &mut self.poller, monotonic_ns() + wait_ns)
+        }
+
+        fn send(&self, sequence: u16) {
+            let mut packet = [0; 20];
+            rtp_mgr_ring::header::build(&mut packet, false, 96, sequence, 0, 1).unwrap();
+            self.tx.send(&packet).unwrap();
+        }
+
+        fn head(&self) -> u64 {
+            self.task.serving().stream.as_ref().unwrap().head()
+        }
+
+        /// The reader has read everything.
+        fn read_all(&self) {
+            self.port.page().view().position.store_release(self.head());
+        }
+    }
+
+    #[test]
+    fn what_was_published_since_the_reader_looked_is_not_waited_for() {
+        let mut rig = Rig::new();
+        let begin = monotonic_ns();
+        for sequence in 0..20 {
+            rig.send(sequence);
+            // As the engine's thread, for an event from before the reader came.
+            rig.task.ready(0);
+            assert_eq!(rig.head(), u64::from(sequence) + 1);
+            assert_eq!(rig.drive(60 * S), Driven::Worked);
+            rig.read_all();
+        }
+        // What wakes it otherwise comes twice a second.
+        let took_ns = monotonic_ns() - begin;
+        assert!(took_ns < 5 * S, "{took_ns} ns");
+    }
+
+    #[test]
+    fn a_reader_that_leaves_takes_its_charge_along() {
+        let rig = Rig::new();
+        assert!(rig.task.serving().inline.port.is_some());
+        rig.task.remove_own_reader(rig.index);
+        assert!(rig.task.serving().inline.port.is_none());
+    }
+
+    #[test]
+    fn no_timer_runs_for_a_reader_that_lost_its_charge_while_it_waited() {
+        let mut rig = Rig::new();
+        let (task, port) = (rig.task.clone(), rig.port.clone());
+        let mut poller = rig.poller.take();
+        std::thread::scope(|scope| {
+            let inside =
+                scope.spawn(move || task.drive(&port, &mut poller, monotonic_ns() + 60 * S));
+            while !rig.task.serving().inline.inside {
+                std::thread::yield_now();
+            }
+            rig.task.add_own_reader(false).unwrap();
+            assert_eq!(inside.join().unwrap(), Driven::Worked);
+        });
+        assert_eq!(rig.task.serving().inline.timer_ns, 0);
+    }
+
+    #[test]
+    fn time_runs_out_however_much_comes_that_is_no_news() {
+        let mut rig = Rig::new();
+        // The same packet again and again.
+        rig.send(0);
+        assert_eq!(rig.drive(60 * S), Driven::Worked);
+        rig.read_all();
+        for _ in 0..10 {
+            rig.send(0);
+            assert_eq!(rig.drive(0), Driven::TimedOut);
+        }
+    }
 }

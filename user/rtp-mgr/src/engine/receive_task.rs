@@ -253,7 +253,10 @@ impl ReceiveTask {
 
     /// Forgets a reader of this process.
     pub(crate) fn remove_own_reader(&self, index: usize) {
-        if let Some(stream) = &mut self.serving().stream {
+        let mut serving = self.serving();
+        // It may be the one that does the engine's work.
+        serving.end_inline();
+        if let Some(stream) = &mut serving.stream {
             stream.remove_reader(index);
         }
     }
