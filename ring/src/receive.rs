@@ -695,7 +695,7 @@ impl<M: Memory> ReceiveCore<M> {
     }
 
     /// Publishes the figures as they are now, as far as they changed since the last time.
-    #[inline]
+    #[inline(always)]
     pub fn publish_figures(&mut self, to: &impl FigureBlocks, now_ns: u64) {
         let changed = core::mem::replace(
             &mut self.changed,

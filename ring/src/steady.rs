@@ -191,7 +191,7 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// [`take_steadily`](Self::take_steadily) of a packet of a run, which is not truncated. It counts when the
     /// run [ends](Self::end_run), which it does before any other packet and before anyone looks.
-    #[inline(never)]
+    #[inline(always)]
     pub fn take_of_run(
         &mut self,
         run: &mut Run,

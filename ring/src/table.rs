@@ -395,7 +395,7 @@ where
     }
 
     /// Publishes those that changed since they were published last.
-    #[inline]
+    #[inline(always)]
     pub(super) fn publish(&mut self, to: &impl FigureBlocks) {
         loop {
             let at = self.dirty;
