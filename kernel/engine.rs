@@ -188,17 +188,14 @@ pub(crate) trait Bytes {
 }
 
 /// A packet of a leg, or a train of them that is whole.
-pub(crate) struct Datagram {
-    pub(crate) leg: u8,
-    pub(crate) len: u32,
+pub(crate) struct Datagram<'a> {
+    /// What the ring is told of it. It has no slot yet.
+    pub(crate) packet: Packet<'a>,
     /// The next packet of its train comes right after it.
     pub(crate) more: bool,
     /// What the network stack stamped it with; 0: nothing.
     pub(crate) stamp_ns: u64,
     pub(crate) now_ns: u64,
-    pub(crate) arrival_ns: u64,
-    pub(crate) time_ns: u64,
-    pub(crate) flow: Flow,
 }
 
 /// What became of a packet.
@@ -275,7 +272,7 @@ impl Intake<'_> {
         bump(&mut self.core.counters_mut().bursts, 1);
     }
 
-    fn packet(&self, slot: &Slot, len: u32) -> Packet {
+    fn packet(&self, slot: &Slot, len: u32) -> Packet<'static> {
         Packet {
             slot: slot.0,
             len,
@@ -284,7 +281,7 @@ impl Intake<'_> {
             leg: 0,
             arrival_ns: self.now_ns,
             time_ns: self.tai_ns,
-            flow: Flow::default(),
+            flow: &Flow::NONE,
         }
     }
 
@@ -330,20 +327,6 @@ fn earlier(one: Option<u64>, other: Option<u64>) -> Option<u64> {
 
 fn bit(reader: usize) -> u32 {
     1_u32.wrapping_shl(reader as u32)
-}
-
-/// A packet that has no slot yet.
-fn packet(datagram: &Datagram, coalesced: bool) -> Packet {
-    Packet {
-        slot: 0,
-        len: datagram.len,
-        truncated: false,
-        coalesced,
-        leg: datagram.leg,
-        arrival_ns: datagram.arrival_ns,
-        time_ns: datagram.time_ns,
-        flow: datagram.flow,
-    }
 }
 
 /// The position at which a reader with this `tail` wants to be woken: what it asked for, if that is
@@ -511,25 +494,34 @@ impl Engine {
     }
 
     /// A packet of a leg. [`conclude`](Self::conclude) or [`postpone`](Self::postpone) follows.
+    #[inline(always)]
     pub(crate) fn datagram(
         &mut self,
         memory: &Memory,
-        datagram: &Datagram,
+        datagram: &mut Datagram<'_>,
         bytes: &mut impl Bytes,
     ) -> Outcome {
-        let coalesced = self.is_coalesced(datagram);
-        if coalesced && !self.exact_times {
+        if self.is_coalesced(datagram) {
+            self.coalesced(&mut datagram.packet);
+        }
+        let Datagram { packet, now_ns, .. } = datagram;
+        self.place::<_, false>(memory, None, packet, *now_ns, bytes, &mut None)
+    }
+
+    /// A packet came coalesced with others: it counts as such, and tells so or gets a time of its own.
+    #[inline(never)]
+    fn coalesced(&mut self, packet: &mut Packet<'_>) {
+        packet.coalesced = true;
+        if !self.exact_times {
             self.core.count_coalesced(1);
         }
-        let mut packet = packet(datagram, coalesced);
-        self.give_time(&mut packet);
-        self.place(memory, &memory.ring(), &mut packet, datagram.now_ns, bytes, &mut None)
+        self.give_time(packet);
     }
 
     /// A train of packets of a leg, all of them RTP when it was taken. `like` tells what they have in
     /// common. [`conclude`](Self::conclude) follows.
-    pub(crate) fn train(&mut self, memory: &Memory, like: &Datagram, train: &mut Train<'_>) {
-        let mut packet = packet(like, true);
+    pub(crate) fn train(&mut self, memory: &Memory, like: &Datagram<'_>, train: &mut Train<'_>) {
+        let mut packet = like.packet;
         let ring = memory.ring();
         let mut count = 0_u64;
         let mut run = None;
@@ -539,7 +531,14 @@ impl Engine {
             if run.is_none() {
                 run = self.core.begin_run(&packet);
             }
-            let outcome = self.place(memory, &ring, &mut packet, like.now_ns, train, &mut run);
+            let outcome = self.place::<_, true>(
+                memory,
+                Some(&ring),
+                &mut packet,
+                like.now_ns,
+                train,
+                &mut run,
+            );
             if outcome != Outcome::Taken {
                 // It is no longer what it was, and nobody gets it.
                 let counters = self.core.counters_mut();
@@ -552,14 +551,14 @@ impl Engine {
         if !self.exact_times {
             self.core.count_coalesced(count);
         }
-        if let Some(train) = self.trains.get_mut(usize::from(like.leg)) {
+        if let Some(train) = self.trains.get_mut(usize::from(packet.leg)) {
             *train = None;
         }
     }
 
     /// Gives a packet that came coalesced with others a time of its own, if it is to have one.
     #[inline]
-    fn give_time(&self, packet: &mut Packet) {
+    fn give_time(&self, packet: &mut Packet<'_>) {
         if self.exact_times && packet.coalesced {
             (packet.arrival_ns, packet.time_ns) = (monotonic_ns(), tai_ns());
             packet.coalesced = false;
@@ -572,14 +571,14 @@ impl Engine {
         }
     }
 
-    /// Finds a slot for a packet, copies it there and gives it its place in the ring. One that is not of the
-    /// `run` ends it.
+    /// Finds a slot for a packet, copies it there and gives it its place in the ring. Only one of a `TRAIN` has
+    /// a `ring` at hand and may have a `run`, which it ends if it is not of it.
     #[inline(always)]
-    fn place<B: Bytes>(
+    fn place<B: Bytes, const TRAIN: bool>(
         &mut self,
         memory: &Memory,
-        ring: &RingView<'_>,
-        packet: &mut Packet,
+        ring: Option<&RingView<'_>>,
+        packet: &mut Packet<'_>,
         now_ns: u64,
         bytes: &mut B,
         run: &mut Option<Run>,
@@ -588,7 +587,9 @@ impl Engine {
             self.observe_readers(memory, now_ns);
         }
         let Some(slot) = self.core.take_slot() else {
-            self.end_run(run);
+            if TRAIN {
+                self.end_run(run);
+            }
             self.core.without_slot(bytes.head().bytes());
             return Outcome::Taken;
         };
@@ -602,20 +603,26 @@ impl Engine {
                     self.core.give_back(slot);
                     return Outcome::Left;
                 }
-                let taken = match run {
-                    Some(run) => self.core.take_of_run(run, ring, packet, space),
-                    None => self.core.take_steadily(ring, packet, space),
+                let taken = match (run.as_mut(), ring) {
+                    (Some(run), Some(ring)) if TRAIN => {
+                        self.core.take_of_run(run, ring, packet, space)
+                    }
+                    _ => self.core.take_steadily(&memory.ring(), packet, space),
                 };
                 if taken {
                     return Outcome::Taken;
                 }
-                self.end_run(run);
+                if TRAIN {
+                    self.end_run(run);
+                }
                 self.sort::<B>(memory, packet, space)
             }
             None => {
                 packet.truncated = true;
                 let head = bytes.head();
-                self.end_run(run);
+                if TRAIN {
+                    self.end_run(run);
+                }
                 self.sort::<B>(memory, packet, head.bytes())
             }
         };
@@ -631,7 +638,7 @@ impl Engine {
 
     /// A packet that is not plainly the next one.
     #[inline(never)]
-    fn sort<B: Bytes>(&mut self, memory: &Memory, packet: &Packet, bytes: &[u8]) -> Verdict {
+    fn sort<B: Bytes>(&mut self, memory: &Memory, packet: &Packet<'_>, bytes: &[u8]) -> Verdict {
         if B::is_still(bytes) {
             self.core.packet(&memory.ring(), packet, bytes)
         } else {
@@ -640,8 +647,13 @@ impl Engine {
     }
 
     /// Whether a packet came coalesced with others: more of its train follow, or it is the last of one.
-    fn is_coalesced(&mut self, datagram: &Datagram) -> bool {
-        let Some(train) = self.trains.get_mut(usize::from(datagram.leg)) else { return false };
+    #[inline]
+    fn is_coalesced(&mut self, datagram: &Datagram<'_>) -> bool {
+        let leg = usize::from(datagram.packet.leg);
+        let Some(train) = self.trains.get_mut(leg) else { return false };
+        if train.is_none() && !datagram.more {
+            return false;
+        }
         let follows = *train == Some(datagram.stamp_ns);
         *train = datagram.more.then_some(datagram.stamp_ns);
         datagram.more || follows
@@ -693,8 +705,9 @@ impl Engine {
         // As they were after the packets before, unless that makes a difference.
         if self.must_look() || self.core.is_fuller() {
             self.observe_readers(memory, now_ns);
+            self.core.tally_use();
         }
-        self.core.tally();
+        self.core.tally_positions();
         self.core.publish_figures(memory, now_ns);
         let before = self.published;
         let demoted = self.core.counted().readers_demoted;

@@ -209,6 +209,8 @@ struct Places {
     head: NonNull<Word>,
     descriptors: NonNull<[DescriptorWords]>,
     counters: NonNull<[Word]>,
+    state: NonNull<Word>,
+    slots: NonNull<u8>,
 }
 
 // SAFETY: They point to atomics of pages that move and go with `Memory`, whose part this is.
@@ -232,10 +234,13 @@ impl Places {
         Self {
             claim: word(status::CLAIM),
             head: word(status::HEAD),
+            state: word(status::STATE),
             descriptors: NonNull::from(descriptors),
             counters: NonNull::from(
                 region.words(status::COUNTERS, Block::len_words(StreamCounters::WORDS)),
             ),
+            // SAFETY: The slots part is in the region.
+            slots: unsafe { region.start().add(header.slots_offset as usize) },
         }
     }
 }
@@ -306,6 +311,13 @@ impl Memory {
         }
     }
 
+    /// The live word that says whether the stream runs.
+    #[inline]
+    pub(crate) fn state(&self) -> &Word {
+        // SAFETY: It is in the region, which lives as long as `self` and is not moved.
+        unsafe { self.places.state.as_ref() }
+    }
+
     /// One of the live words of the status part.
     pub(crate) fn live(&self, offset: usize) -> &Word {
         self.word(offset)
@@ -349,21 +361,18 @@ impl Memory {
     /// Nobody else in the kernel has the bytes of this slot while the slice lives: the slot was taken
     /// from the free ones and not given back. (A user who reads them meanwhile reads what it reads.)
     #[allow(clippy::mut_from_ref)]
+    #[inline]
     pub(crate) unsafe fn slot(&self, slot: u32) -> &mut [u8] {
-        let stride = self.header.slot_stride as usize;
-        let start = (slot as usize).saturating_mul(stride);
-        let inside = start.saturating_add(stride) <= self.header.slots_len as usize;
-        if !inside {
+        if slot >= self.header.slot_total {
             return &mut [];
         }
-        let offset = (self.header.slots_offset as usize).saturating_add(start);
-        // SAFETY: The slot lies in the slots part, which lies in the region; the caller has it for
-        // itself. Pages hold words, which may be written through a shared reference.
+        let stride = self.header.slot_stride as usize;
+        let start = (slot as usize).wrapping_mul(stride);
+        // SAFETY: The slot is one of those that the slots part was made for, so all of it is there, in the
+        // region; the caller has it for itself. Pages hold words, which may be written through a shared
+        // reference.
         unsafe {
-            core::slice::from_raw_parts_mut(
-                self.region.0.as_ptr().cast::<u8>().cast_mut().add(offset),
-                stride,
-            )
+            core::slice::from_raw_parts_mut(self.places.slots.as_ptr().add(start), stride)
         }
     }
 

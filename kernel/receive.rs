@@ -15,7 +15,7 @@ use kernel::sync::{new_mutex, Arc, Mutex};
 use crate::compat::EOPNOTSUPP;
 use crate::engine::{Bytes, Datagram, Engine, Outcome};
 use crate::primitives::{monotonic_ns, BhGuard, BhLock, Timer, TimerOwner};
-use crate::ring::abi::{self, status, StreamCounters, LEGS_MAX};
+use crate::ring::abi::{self, StreamCounters, LEGS_MAX};
 use crate::ring::header::Kind;
 use crate::ring::producer::Mode;
 use crate::ring::receive::Filter;
@@ -183,7 +183,7 @@ impl Receive {
 
     /// Whether packets are taken at present. What happens next is decided under the lock.
     pub(crate) fn is_running(&self) -> bool {
-        self.shared.memory.live(status::STATE).load() == abi::STATE_RUNNING
+        self.shared.memory.state().load() == abi::STATE_RUNNING
     }
 
     /// A packet of a leg.
@@ -191,7 +191,12 @@ impl Receive {
     /// # Safety
     ///
     /// The caller is in softirq, or has bottom halves off.
-    pub(crate) unsafe fn datagram(&self, datagram: &Datagram, bytes: &mut impl Bytes) -> Outcome {
+    #[inline(always)]
+    pub(crate) unsafe fn datagram(
+        &self,
+        datagram: &mut Datagram<'_>,
+        bytes: &mut impl Bytes,
+    ) -> Outcome {
         let memory = &self.shared.memory;
         // SAFETY: As this function's own requirement.
         let mut engine = unsafe { self.engine.lock_in_softirq() };
@@ -214,7 +219,7 @@ impl Receive {
     /// # Safety
     ///
     /// The caller is in softirq, or has bottom halves off.
-    pub(crate) unsafe fn train(&self, train: &mut Train<'_>, like: &Datagram) -> Outcome {
+    pub(crate) unsafe fn train(&self, train: &mut Train<'_>, like: &Datagram<'_>) -> Outcome {
         let memory = &self.shared.memory;
         // SAFETY: As this function's own requirement.
         let mut engine = unsafe { self.engine.lock_in_softirq() };

@@ -394,7 +394,10 @@ static __always_inline bool rtp_mgr_checksum_holds(const struct sk_buff *skb,
 						   const struct udphdr *uh, u32 offset, u32 len,
 						   bool four)
 {
-	if (likely(skb_csum_unnecessary(skb)))
+	/* First what most packets are, since the compiler calls the function. */
+	if (likely(skb->ip_summed == CHECKSUM_UNNECESSARY ||
+		   (skb->ip_summed == CHECKSUM_PARTIAL && skb_checksum_start_offset(skb) >= 0)) ||
+	    skb_csum_unnecessary(skb))
 		return four || uh->check;
 	return rtp_mgr_checksum_adds_up(skb, uh, offset, len, four);
 }

@@ -30,13 +30,17 @@ void rtp_mgr_trace_wake(u64 stream, u32 reader, u64 head);
 
 struct sock;
 
-/* A packet of a leg, as the socket would have received it. The same in source/udp.rs. */
+/*
+ * A packet of a leg, as the socket would have received it. The same in source/udp.rs; up to the family `Flow` of
+ * ring/src/table.rs.
+ */
 struct rtp_mgr_arrival {
 	u8 source[16];		/* IPv4: in the first four bytes, then zeros */
 	u8 destination[16];
 	u16 source_port;	/* host order */
 	u16 destination_port;
-	u32 family;		/* 4 or 6 */
+	u8 family;		/* 4 or 6 */
+	u8 reserved;
 	u32 len;		/* bytes after the UDP header */
 	u32 more;		/* not 0: the next packet of its train comes right after it */
 	u64 time_ns;		/* CLOCK_REALTIME of its arrival; 0: not known */

@@ -91,8 +91,22 @@ impl Train<'_> {
     }
 
     /// Copies what comes next. Returns whether there was as much.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn copy_next(&mut self, to: &mut [u8]) -> bool {
+        let len = to.len();
+        // What is empty is no piece either.
+        if len.wrapping_sub(1) >= self.left as usize {
+            return self.copy_pieces(to);
+        }
+        // SAFETY: As in `copy_pieces`.
+        unsafe { copy_bytes(self.block, to.as_mut_ptr(), len) };
+        self.advance(len as u32);
+        true
+    }
+
+    /// Copies what may not be in one piece.
+    #[inline(never)]
+    fn copy_pieces(&mut self, to: &mut [u8]) -> bool {
         let mut done = 0;
         while let Some(left) = to.get_mut(done..).filter(|left| !left.is_empty()) {
             if !self.has_block() {
@@ -119,11 +133,32 @@ impl Train<'_> {
             } else {
                 header::is_rtp(self.head().bytes())
             };
-            if !is_rtp {
+            if !is_rtp || !self.is_rtp_at_hand() {
                 return false;
             }
         }
         self.next == self.len
+    }
+
+    /// Whether the packets after this one are RTP of which the present block has all bytes. Goes past them.
+    fn is_rtp_at_hand(&mut self) -> bool {
+        let rest = self.next.wrapping_sub(self.at);
+        if rest > self.left || (self.size as usize) < FIXED_LEN {
+            return true;
+        }
+        self.advance(rest);
+        let (size, mut block, mut left) = (self.size, self.block, self.left);
+        let mut is_rtp = true;
+        while is_rtp && left >= size {
+            // SAFETY: `left` bytes are at hand, more than two; they are read once.
+            is_rtp = header::is_rtp_start(unsafe { block.cast::<[u8; 2]>().read_volatile() });
+            // SAFETY: As many bytes are at hand.
+            block = unsafe { block.add(size as usize) };
+            left = left.wrapping_sub(size);
+        }
+        self.advance(self.left.wrapping_sub(left));
+        self.next = self.at;
+        is_rtp
     }
 
     /// Whether there are bytes at hand: those of the present block, or of the next.

@@ -16,7 +16,7 @@
 //! [`Leg::forget`] takes the pointer away, so that none of them finds that of the socket's next owner, and
 //! the port, or what it points to, may go.
 
-use core::mem::MaybeUninit;
+use core::mem::{offset_of, MaybeUninit};
 use core::ptr::NonNull;
 
 use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
@@ -28,6 +28,7 @@ use crate::engine::{Bytes, Datagram, Head, Outcome, HEAD};
 use crate::primitives::{copy_bytes, monotonic_ns, realtime_of, tai_of};
 use crate::receive::Receive;
 use crate::ring::header::{self, Kind};
+use crate::ring::receive::Packet;
 use crate::ring::table::Flow;
 use crate::source::train::Train;
 
@@ -39,18 +40,14 @@ const AGE_MAX_NS: u64 = 1_000_000_000;
 /// `struct rtp_mgr_arrival` of shim.h.
 #[repr(C)]
 struct Arrival {
-    source: [u8; 16],
-    destination: [u8; 16],
-    source_port: u16,
-    destination_port: u16,
-    family: u32,
+    flow: Flow,
     len: u32,
     more: u32,
     time_ns: u64,
     bytes: *const u8,
 }
 
-const _: () = assert!(size_of::<Arrival>() == 64);
+const _: () = assert!(size_of::<Arrival>() == 64 && offset_of!(Arrival, len) == 40);
 
 mod shim {
     use kernel::{bindings, ffi::c_void};
@@ -282,6 +279,7 @@ unsafe extern "C" fn rtp_mgr_udp_packet(
     let receive = port.receive();
     // SAFETY: As this function's own requirement.
     let bytes = unsafe { core::slice::from_raw_parts(head, (len as usize).min(HEAD)) };
+    let mut arrival = MaybeUninit::uninit();
     let kind = header::classify(bytes);
     if kind != Kind::Rtp || receive.leaves(bytes) {
         if !early {
@@ -291,10 +289,10 @@ unsafe extern "C" fn rtp_mgr_udp_packet(
     }
     let Some(packet) = NonNull::new(skb).filter(|_| receive.is_running()) else { return 1 };
     // SAFETY: Socket and packet are those of this call.
-    let Some((datagram, bytes)) = (unsafe { port.accept(sk, skb) }) else { return 0 };
-    let mut single = Single { skb: packet, len: datagram.len, bytes };
+    let Some((mut datagram, bytes)) = (unsafe { port.accept(sk, skb, &mut arrival) }) else { return 0 };
+    let mut single = Single { skb: packet, len: datagram.packet.len, bytes };
     // SAFETY: The UDP code calls encap_rcv in softirq; the shim's hook hands nothing over elsewhere.
-    let outcome = unsafe { receive.datagram(&datagram, &mut single) };
+    let outcome = unsafe { receive.datagram(&mut datagram, &mut single) };
     // SAFETY: The packet is that of this call.
     unsafe { answer(outcome, skb) }
 }
@@ -315,11 +313,12 @@ unsafe extern "C" fn rtp_mgr_udp_train(
     // SAFETY: As this function's own requirement.
     let port = unsafe { Port::of(port) };
     let receive = port.receive();
+    let mut arrival = MaybeUninit::uninit();
     let Some(packet) = NonNull::new(skb).filter(|_| receive.is_running()) else { return 1 };
     // SAFETY: Socket and packet are those of this call.
-    let Some((like, _)) = (unsafe { port.accept(sk, skb) }) else { return 0 };
+    let Some((like, _)) = (unsafe { port.accept(sk, skb, &mut arrival) }) else { return 0 };
     // SAFETY: The packet is ours until this returns.
-    let mut train = unsafe { Train::new(packet, UDP_HEADER, like.len, size) };
+    let mut train = unsafe { Train::new(packet, UDP_HEADER, like.packet.len, size) };
     // SAFETY: The UDP code calls encap_rcv in softirq; the shim's hook hands nothing over elsewhere.
     let outcome = unsafe { receive.train(&mut train, &like) };
     drop(train);
@@ -376,6 +375,11 @@ struct Single {
 }
 
 impl Single {
+    #[inline(never)]
+    fn copy_pieces(&mut self, to: &mut [u8]) -> bool {
+        self.train().copy_next(to)
+    }
+
     fn train(&self) -> Train<'_> {
         // SAFETY: The packet is ours while this lives, and as long as it says.
         unsafe { Train::new(self.skb, UDP_HEADER, self.len, self.len) }
@@ -389,10 +393,10 @@ impl Bytes for Single {
         train.head()
     }
 
-    #[inline]
+    #[inline(always)]
     fn copy(&mut self, to: &mut [u8]) -> bool {
         if self.bytes.is_null() || to.len() > self.len as usize {
-            return self.train().copy_next(to);
+            return self.copy_pieces(to);
         }
         // SAFETY: `len` bytes are there, in a packet that is ours while this lives. `to` is memory of ours.
         unsafe { copy_bytes(self.bytes, to.as_mut_ptr(), to.len()) };
@@ -430,44 +434,39 @@ impl Port {
         unsafe { self.receive.as_ref() }
     }
 
-    /// Whether the socket accepts a packet, what it then tells of itself, and where its bytes are if they are in
-    /// one piece. One that it refuses is gone.
+    /// Whether the socket accepts a packet, what it then tells of itself (`arrival` keeps that), and where its bytes
+    /// are if they are in one piece. One that it refuses is gone.
     ///
     /// # Safety
     ///
     /// `sk` was called with `skb`, and this is its port.
     #[inline(always)]
-    unsafe fn accept(
+    unsafe fn accept<'a>(
         &self,
         sk: *mut bindings::sock,
         skb: *mut bindings::sk_buff,
-    ) -> Option<(Datagram, *const u8)> {
-        let mut arrival = MaybeUninit::uninit();
+        arrival: &'a mut MaybeUninit<Arrival>,
+    ) -> Option<(Datagram<'a>, *const u8)> {
         // SAFETY: As this function's own requirement.
         if !unsafe { shim::rtp_mgr_udp_accept(sk, skb, arrival.as_mut_ptr()) } {
             return None;
         }
         // SAFETY: All of it is written for a packet that is accepted.
-        let arrival: &Arrival = unsafe { arrival.assume_init_ref() };
+        let arrival: &'a Arrival = unsafe { arrival.assume_init_ref() };
         let now_ns = monotonic_ns();
         let (arrival_ns, time_ns) = times(arrival.time_ns, now_ns);
-        let datagram = Datagram {
-            leg: self.leg,
+        let packet = Packet {
+            slot: 0,
             len: arrival.len,
-            more: arrival.more != 0,
-            stamp_ns: arrival.time_ns,
-            now_ns,
+            truncated: false,
+            coalesced: false,
+            leg: self.leg,
             arrival_ns,
             time_ns,
-            flow: Flow {
-                family: arrival.family as u8,
-                source: arrival.source,
-                destination: arrival.destination,
-                source_port: arrival.source_port,
-                destination_port: arrival.destination_port,
-            },
+            flow: &arrival.flow,
         };
-        Some((datagram, arrival.bytes))
+        let more = arrival.more != 0;
+        Some((Datagram { packet, more, stamp_ns: arrival.time_ns, now_ns }, arrival.bytes))
     }
 }
 

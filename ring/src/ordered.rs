@@ -88,13 +88,15 @@ impl<M: Memory> ReceiveCore<M> {
 
     /// Whether `packet` is of the followed source, on a leg in the stream's sequence, and there is no
     /// other source to think of.
-    pub(super) fn follows(&self, packet: &Packet, ssrc: u32) -> bool {
+    pub(super) fn follows(&self, packet: &Packet<'_>, ssrc: u32) -> bool {
         let leg = self.legs.get(usize::from(packet.leg));
         self.followed == Some(ssrc)
             && self.candidate.is_none()
             && self.hold.is_empty()
             && self.bye.is_none()
-            && leg.is_some_and(|leg| leg.place == Place::Current && leg.flow == Some(packet.flow))
+            && leg.is_some_and(|leg| {
+                leg.place == Place::Current && leg.flow.as_ref() == Some(packet.flow)
+            })
     }
 
     /// Nothing is missing, waits or is held, and there is no other leg.

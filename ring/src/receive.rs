@@ -114,7 +114,7 @@ pub struct Config {
 
 /// A packet in a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Packet {
+pub struct Packet<'a> {
     /// Where it is.
     pub slot: u32,
     /// Its length in bytes, as it was on the wire.
@@ -130,7 +130,7 @@ pub struct Packet {
     /// CLOCK_TAI of its arrival, nanoseconds.
     pub time_ns: u64,
     /// Addresses and ports.
-    pub flow: Flow,
+    pub flow: &'a Flow,
 }
 
 /// What becomes of a packet's slot.
@@ -332,7 +332,7 @@ impl<M: Memory> ReceiveCore<M> {
     }
 
     /// One packet. `bytes` is what the slot holds of it.
-    pub fn packet(&mut self, view: &RingView<'_>, packet: &Packet, bytes: &[u8]) -> Verdict {
+    pub fn packet(&mut self, view: &RingView<'_>, packet: &Packet<'_>, bytes: &[u8]) -> Verdict {
         if self.take_steadily(view, packet, bytes) {
             return Verdict::Kept;
         }
@@ -340,7 +340,7 @@ impl<M: Memory> ReceiveCore<M> {
     }
 
     #[inline(never)]
-    fn take_any(&mut self, view: &RingView<'_>, packet: &Packet, bytes: &[u8]) -> Verdict {
+    fn take_any(&mut self, view: &RingView<'_>, packet: &Packet<'_>, bytes: &[u8]) -> Verdict {
         self.disturb();
         let before = core::mem::replace(&mut self.changed, Changes::ALL);
         self.plain = false;
@@ -356,7 +356,7 @@ impl<M: Memory> ReceiveCore<M> {
         verdict
     }
 
-    fn take(&mut self, view: &RingView<'_>, packet: &Packet, bytes: &[u8]) -> Verdict {
+    fn take(&mut self, view: &RingView<'_>, packet: &Packet<'_>, bytes: &[u8]) -> Verdict {
         let kind = header::classify(bytes);
         if kind != Kind::Rtp || self.config.filter.leaves(bytes) {
             self.count_passed(kind);
@@ -371,7 +371,7 @@ impl<M: Memory> ReceiveCore<M> {
             bump(&mut self.counters.dropped_invalid);
             return Verdict::Free;
         };
-        if !self.config.filter.takes(&header, &packet.flow, packet.leg) {
+        if !self.config.filter.takes(&header, packet.flow, packet.leg) {
             bump(&mut self.counters.dropped_filtered);
             return Verdict::Free;
         }
@@ -380,7 +380,7 @@ impl<M: Memory> ReceiveCore<M> {
             return Verdict::Kept;
         }
         let descriptor = describe(packet, &header);
-        let key = Key { flow: packet.flow, ssrc: header.ssrc, leg: packet.leg };
+        let key = Key { flow: *packet.flow, ssrc: header.ssrc, leg: packet.leg };
         let held = Held { descriptor, arrival_ns: packet.arrival_ns };
         if self.config.order.is_some() {
             self.ordered(view, &held, &key)
@@ -409,7 +409,7 @@ impl<M: Memory> ReceiveCore<M> {
     }
 
     /// A packet that is no RTP and belongs to the stream all the same: the raw pattern of a device.
-    pub fn raw(&mut self, view: &RingView<'_>, packet: &Packet, sequence: u64) -> Verdict {
+    pub fn raw(&mut self, view: &RingView<'_>, packet: &Packet<'_>, sequence: u64) -> Verdict {
         self.disturb();
         self.changed.counters = Changed::Anything;
         bump(&mut self.counters.received);
@@ -569,13 +569,30 @@ impl<M: Memory> ReceiveCore<M> {
     /// before it: a reader then never has more than they tell.
     #[inline]
     pub fn tally(&mut self) {
-        let tally = self.staging.take_tally();
-        if (tally.lost_positions, tally.epochs) != (0, 0) {
-            self.changed.counters = Changed::Anything;
+        self.tally_positions();
+        self.tally_use();
+    }
+
+    /// The one half of [`tally`](Self::tally): what became of positions.
+    #[inline]
+    pub fn tally_positions(&mut self) {
+        if self.staging.breaks() != (0, 0) {
+            self.tally_breaks();
         }
-        add(&mut self.counters.published, tally.published);
-        add(&mut self.counters.gap_positions, tally.lost_positions);
-        add(&mut self.counters.epochs, tally.epochs);
+        add(&mut self.counters.published, self.staging.take_published());
+    }
+
+    #[inline(never)]
+    fn tally_breaks(&mut self) {
+        let (lost_positions, epochs) = self.staging.take_breaks();
+        self.changed.counters = Changed::Anything;
+        add(&mut self.counters.gap_positions, lost_positions);
+        add(&mut self.counters.epochs, epochs);
+    }
+
+    /// The other half: how many positions are in use. Changes nothing unless [`is_fuller`](Self::is_fuller).
+    #[inline]
+    pub fn tally_use(&mut self) {
         self.counters.high_watermark = self.counters.high_watermark.max(self.used());
     }
 
@@ -681,6 +698,7 @@ impl<M: Memory> ReceiveCore<M> {
     }
 
     /// Publishes the figures as they are now, as far as they changed since the last time.
+    #[inline(always)]
     pub fn publish_figures(&mut self, to: &impl FigureBlocks, now_ns: u64) {
         let changed = core::mem::replace(
             &mut self.changed,
@@ -865,7 +883,7 @@ pub(super) fn seen(held: &Held) -> Seen {
 }
 
 #[inline]
-fn describe(packet: &Packet, header: &RtpHeader) -> Descriptor {
+fn describe(packet: &Packet<'_>, header: &RtpHeader) -> Descriptor {
     let mut flags = 0;
     if header.marker {
         flags |= flag::MARKER;

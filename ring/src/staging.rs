@@ -135,15 +135,15 @@ pub enum Placement {
     RingFull,
 }
 
-/// Publication counts, taken by [`Staging::take_tally`].
+/// What was published and is not counted yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+struct Tally {
     /// Packets published.
-    pub published: u64,
+    published: u64,
     /// Positions published as LOST.
-    pub lost_positions: u64,
+    lost_positions: u64,
     /// Epochs begun.
-    pub epochs: u64,
+    epochs: u64,
 }
 
 /// How long a gap stays open, and how wide it may be.
@@ -281,7 +281,7 @@ where
         self.order.window
     }
 
-    /// LOST positions and epochs since the last call of [`take_tally`](Self::take_tally).
+    /// LOST positions and epochs since the last call of [`take_breaks`](Self::take_breaks).
     #[inline]
     pub(super) fn breaks(&self) -> (u64, u64) {
         (self.tally.lost_positions, self.tally.epochs)
@@ -293,9 +293,16 @@ where
         self.producer.claim() == self.head
     }
 
-    /// What was published since the last call.
-    pub fn take_tally(&mut self) -> Tally {
-        core::mem::take(&mut self.tally)
+    /// Packets published since the last call.
+    #[inline]
+    pub fn take_published(&mut self) -> u64 {
+        core::mem::take(&mut self.tally.published)
+    }
+
+    /// Positions published as LOST, and epochs begun, since the last call.
+    pub fn take_breaks(&mut self) -> (u64, u64) {
+        let Tally { lost_positions, epochs, .. } = &mut self.tally;
+        (core::mem::take(lost_positions), core::mem::take(epochs))
     }
 
     #[inline]

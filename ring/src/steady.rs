@@ -72,7 +72,7 @@ pub struct Run {
 impl Run {
     /// One packet.
     #[inline(always)]
-    fn of(packet: &Packet, payload_len: u32) -> Self {
+    fn of(packet: &Packet<'_>, payload_len: u32) -> Self {
         Self { leg: packet.leg, count: 1, bytes: payload_len.into(), last_ns: packet.arrival_ns }
     }
 }
@@ -94,8 +94,8 @@ pub(super) struct Steady {
 impl Steady {
     /// Whether a packet came the same way.
     #[inline(always)]
-    fn is_for(&self, packet: &Packet) -> bool {
-        packet.leg == self.leg && packet.flow == self.flow
+    fn is_for(&self, packet: &Packet<'_>) -> bool {
+        packet.leg == self.leg && *packet.flow == self.flow
     }
 
     /// Whether such a packet is the next one.
@@ -130,11 +130,11 @@ impl<M: Memory> ReceiveCore<M> {
     }
 
     /// A plain packet has gone the long way: whether the next one may go the short way.
-    pub(super) fn calm(&mut self, packet: &Packet) {
+    pub(super) fn calm(&mut self, packet: &Packet<'_>) {
         self.steady = self.next_steadily(packet);
     }
 
-    fn next_steadily(&self, packet: &Packet) -> Option<Steady> {
+    fn next_steadily(&self, packet: &Packet<'_>) -> Option<Steady> {
         let (source, entry) = self.table.latest()?;
         let leg = self.legs.get(usize::from(packet.leg))?;
         let own = entry.source.highest();
@@ -167,7 +167,12 @@ impl<M: Memory> ReceiveCore<M> {
     /// Takes the packet, which is kept then, if it may go the short way and there is room.
     /// [`packet`](Self::packet) does the same and goes the long way otherwise.
     #[inline(always)]
-    pub fn take_steadily(&mut self, view: &RingView<'_>, packet: &Packet, bytes: &[u8]) -> bool {
+    pub fn take_steadily(
+        &mut self,
+        view: &RingView<'_>,
+        packet: &Packet<'_>,
+        bytes: &[u8],
+    ) -> bool {
         if packet.truncated || !self.is_steady_for(packet) {
             return false;
         }
@@ -180,18 +185,18 @@ impl<M: Memory> ReceiveCore<M> {
     /// Packets come that have everything in common with this one but their bytes, slots and times: the next
     /// ones may go the short way one after the other. `None`: not the next one.
     #[inline]
-    pub fn begin_run(&self, like: &Packet) -> Option<Run> {
+    pub fn begin_run(&self, like: &Packet<'_>) -> Option<Run> {
         self.is_steady_for(like).then_some(Run { leg: like.leg, count: 0, bytes: 0, last_ns: 0 })
     }
 
     /// [`take_steadily`](Self::take_steadily) of a packet of a run, which is not truncated. It counts when the
     /// run [ends](Self::end_run), which it does before any other packet and before anyone looks.
-    #[inline(never)]
+    #[inline(always)]
     pub fn take_of_run(
         &mut self,
         run: &mut Run,
         view: &RingView<'_>,
-        packet: &Packet,
+        packet: &Packet<'_>,
         bytes: &[u8],
     ) -> bool {
         let Some(payload_len) = self.take_like(view, packet, bytes) else { return false };
@@ -210,14 +215,14 @@ impl<M: Memory> ReceiveCore<M> {
     }
 
     #[inline(always)]
-    fn is_steady_for(&self, packet: &Packet) -> bool {
+    fn is_steady_for(&self, packet: &Packet<'_>) -> bool {
         self.steady.as_ref().is_some_and(|steady| steady.is_for(packet))
     }
 
     /// Takes the packet if it is [for](Self::is_steady_for) the short way and has the right bytes. Returns
     /// the length of its payload.
     #[inline(always)]
-    fn take_like(&mut self, view: &RingView<'_>, packet: &Packet, bytes: &[u8]) -> Option<u32> {
+    fn take_like(&mut self, view: &RingView<'_>, packet: &Packet<'_>, bytes: &[u8]) -> Option<u32> {
         let steady = self.steady.as_mut()?;
         let fixed = Fixed::of(bytes)?;
         let fits = packet.len <= self.config.slot_stride;
@@ -244,14 +249,14 @@ impl<M: Memory> ReceiveCore<M> {
     pub(super) fn take_known(
         &mut self,
         view: &RingView<'_>,
-        packet: &Packet,
+        packet: &Packet<'_>,
         header: &RtpHeader,
     ) -> bool {
         let plain = self.staging.is_plain() && self.staging.has_room(self.limit);
         if self.config.order.is_some() || !plain {
             return false;
         }
-        let key = Key { flow: packet.flow, ssrc: header.ssrc, leg: packet.leg };
+        let key = Key { flow: *packet.flow, ssrc: header.ssrc, leg: packet.leg };
         let Some(source) = self.table.find_known(&key) else { return false };
         let is_next = self.table.get(source).is_some_and(|entry| {
             entry.payload_type == header.payload_type
@@ -277,7 +282,7 @@ impl<M: Memory> ReceiveCore<M> {
     /// What the next packet of a source does, but for being counted. `false`: nothing, as there is no such leg
     /// or source.
     #[inline(always)]
-    fn append_next(&mut self, view: &RingView<'_>, packet: &Packet, next: &Next) -> bool {
+    fn append_next(&mut self, view: &RingView<'_>, packet: &Packet<'_>, next: &Next) -> bool {
         let Some(leg) = self.legs.get_mut(usize::from(packet.leg)) else { return false };
         let Some(entry) = self.table.touch_plainly(next.source) else { return false };
         let own = entry.source.observe_next(&Seen {
@@ -419,7 +424,7 @@ mod tests {
             }
         }
 
-        fn take(&mut self, packet: &Packet, bytes: &[u8], reads: bool) -> Verdict {
+        fn take(&mut self, packet: &Packet<'_>, bytes: &[u8], reads: bool) -> Verdict {
             let view =
                 RingView { claim: &self.claim, head: &self.head, descriptors: &self.descriptors };
             self.core.expire(&view, packet.arrival_ns);
@@ -529,7 +534,7 @@ mod tests {
                     leg: 0,
                     arrival_ns: now,
                     time_ns: now + 7,
-                    flow: Flow { source_port: if len == 77 { 9 } else { 5 }, ..Flow::default() },
+                    flow: &Flow { source_port: if len == 77 { 9 } else { 5 }, ..Flow::NONE },
                 };
                 short.meet(event, now);
                 long.meet(event, now);

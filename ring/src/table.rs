@@ -13,10 +13,11 @@ use super::figures::{publish_plain_source, Changed, FigureBlocks};
 use super::source::{Seen, Source, Step};
 
 /// Addresses and ports of a packet. IPv4 addresses stand in the first four bytes.
+///
+/// The kernel module's C writes it where it comes from: hence its layout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
 pub struct Flow {
-    /// 4 or 6; 0: not from a network.
-    pub family: u8,
     /// Source address, network order.
     pub source: [u8; 16],
     /// Destination address, network order.
@@ -25,6 +26,19 @@ pub struct Flow {
     pub source_port: u16,
     /// Destination port.
     pub destination_port: u16,
+    /// 4 or 6; 0: not from a network.
+    pub family: u8,
+}
+
+impl Flow {
+    /// Of what came from no network.
+    pub const NONE: Self = Self {
+        source: [0; 16],
+        destination: [0; 16],
+        source_port: 0,
+        destination_port: 0,
+        family: 0,
+    };
 }
 
 /// What identifies a source.
@@ -381,7 +395,7 @@ where
     }
 
     /// Publishes those that changed since they were published last.
-    #[inline]
+    #[inline(always)]
     pub(super) fn publish(&mut self, to: &impl FigureBlocks) {
         loop {
             let at = self.dirty;

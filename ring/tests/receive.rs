@@ -225,7 +225,7 @@ impl Rig {
             leg: sent.leg,
             arrival_ns: self.now,
             time_ns: self.now,
-            flow: flow(sent.leg, sent.host),
+            flow: &flow(sent.leg, sent.host),
         };
         let view =
             RingView { claim: &self.claim, head: &self.head, descriptors: &self.descriptors };
@@ -858,7 +858,7 @@ fn a_plain_packet_publishes_only_what_it_changes() {
                 leg: 0,
                 arrival_ns: rig.now,
                 time_ns: rig.now,
-                flow: flow(0, 1),
+                flow: &flow(0, 1),
             };
             let view =
                 RingView { claim: &rig.claim, head: &rig.head, descriptors: &rig.descriptors };

@@ -164,7 +164,7 @@ impl Receive {
             leg: 0,
             arrival_ns: self.now_ns,
             time_ns: self.now_ns,
-            flow: Flow { family: 4, source_port: 5004, destination_port: 5004, ..Flow::default() },
+            flow: &Flow { family: 4, source_port: 5004, destination_port: 5004, ..Flow::NONE },
         };
         let verdict = self.core.packet(&self.shared.ring(), &packet, &self.packet);
         if verdict != Verdict::Kept {

@@ -507,17 +507,21 @@ impl Batch<'_> {
     }
 
     #[inline]
-    fn load(&self, at: u64) -> (Descriptor, &[u8]) {
+    fn descriptor(&self, at: u64) -> Descriptor {
         match self.access {
-            Access::Borrow(window) => {
-                let descriptor = self.ring.load(self.first.wrapping_add(at));
-                let len = if descriptor.has(flag::LOST) { 0 } else { descriptor.len };
-                (descriptor, window.bytes(descriptor.slot, len))
-            }
+            Access::Borrow(_) => self.ring.load(self.first.wrapping_add(at)),
+            Access::Copy(copies) => copies.packets[at as usize].0,
+        }
+    }
+
+    /// The packet that is there, as its descriptor tells.
+    #[inline]
+    fn bytes(&self, at: u64, descriptor: &Descriptor) -> &[u8] {
+        match self.access {
+            Access::Borrow(window) => window.bytes(descriptor.slot, descriptor.len),
             Access::Copy(copies) => {
-                let (descriptor, start) = copies.packets[at as usize];
-                let len = if descriptor.has(flag::LOST) { 0 } else { descriptor.len as usize };
-                (descriptor, &copies.bytes[start..start + len])
+                let start = copies.packets[at as usize].1;
+                &copies.bytes[start..start + descriptor.len as usize]
             }
         }
     }
@@ -554,16 +558,11 @@ impl<'b> Iterator for Items<'b> {
         if self.at == self.batch.positions {
             return None;
         }
-        let (descriptor, bytes) = self.batch.load(self.at);
-        if descriptor.flags & (flag::LOST | flag::DISCONTINUITY) != 0
-            && let Some(item) = self.show_break(&descriptor)
-        {
-            return Some(item);
+        let descriptor = self.batch.descriptor(self.at);
+        if descriptor.flags & (flag::LOST | flag::DISCONTINUITY) != 0 {
+            return Some(self.next_with_break(descriptor));
         }
-        let position = self.batch.first.wrapping_add(self.at);
-        self.at += 1;
-        self.shown = false;
-        Some(Item::Packet(Packet { descriptor, position, bytes }))
+        Some(self.packet(descriptor))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -573,10 +572,28 @@ impl<'b> Iterator for Items<'b> {
     }
 }
 
-impl Items<'_> {
-    /// What stands in the place of a packet, or before it and was not shown yet.
+impl<'b> Items<'b> {
+    /// The packet in this place, whose descriptor this is.
+    #[inline]
+    fn packet(&mut self, descriptor: Descriptor) -> Item<'b> {
+        let bytes = self.batch.bytes(self.at, &descriptor);
+        let position = self.batch.first.wrapping_add(self.at);
+        self.at += 1;
+        self.shown = false;
+        Item::Packet(Packet { descriptor, position, bytes })
+    }
+
     #[cold]
-    fn show_break<'b>(&mut self, descriptor: &Descriptor) -> Option<Item<'b>> {
+    #[inline(never)]
+    fn next_with_break(&mut self, descriptor: Descriptor) -> Item<'b> {
+        match self.show_break(&descriptor) {
+            Some(item) => item,
+            None => self.packet(descriptor),
+        }
+    }
+
+    /// What stands in the place of a packet, or before it and was not shown yet.
+    fn show_break(&mut self, descriptor: &Descriptor) -> Option<Item<'b>> {
         let ring_full = descriptor.has(flag::RING_FULL);
         if descriptor.has(flag::LOST) {
             // Not in a packet's place, whatever its flags say next time.

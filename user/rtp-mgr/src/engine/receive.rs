@@ -361,7 +361,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
                         leg: leg as u8,
                         arrival_ns: arrival.monotonic_ns,
                         time_ns: arrival.tai_ns,
-                        flow: flow(info, destination, local.port()),
+                        flow: &flow(info, destination, local.port()),
                     };
                     self.core.packet(&self.memory.ring(), &packet, arrived.bytes)
                 }
@@ -645,7 +645,7 @@ impl<M: ReceiveMemory> Sink for Produced<'_, M> {
             leg: 0,
             arrival_ns: self.arrival.monotonic_ns,
             time_ns: self.arrival.tai_ns,
-            flow: Flow::default(),
+            flow: &Flow::NONE,
         };
         let view = self.memory.ring();
         let verdict = match raw {
