@@ -263,13 +263,13 @@ fn an_interface_that_is_deleted_under_running_streams_is_harmless() {
         socket
     });
     let mut writer = Writer::running(request(), &[&connected]).unwrap();
-    // A packet a millisecond.
-    writer.device.set(ioctl::SETTING_RATE, 1_000 << 32 | 1).unwrap();
+    // A packet every four milliseconds: the interface goes long before they have.
+    writer.device.set(ioctl::SETTING_RATE, 250 << 32 | 1).unwrap();
     for number in 0..800 {
         writer.fill(&rtp(number));
     }
     writer.commit();
-    until("half of it", || reader.counters().received >= 300);
+    until("some of it", || reader.counters().received >= 60);
     near.shell("ip link delete n1");
     assert!(writer.wait_for(800, LIMIT), "the ring is not stuck: {:?}", writer.counters());
     let sent = writer.counters();

@@ -1048,7 +1048,11 @@ fn an_idle_stream_costs_nothing() {
     let woken = switches(thread) - before;
     assert!((1..=10).contains(&woken), "{woken} times in two seconds");
     writer.device.plain(ioctl::STOP).unwrap();
-    assert_eq!(threads(), []);
+    // It has ended; that nobody lists it any more takes a moment.
+    let deadline = Instant::now() + LIMIT;
+    while !threads().is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", threads());
+    }
 }
 
 #[test]
