@@ -979,12 +979,8 @@ fn a_namespace_that_nobody_else_has_goes_with_the_stream() {
     assert!(writer.counters().external_drops > 0);
 }
 
-#[test]
-fn a_writer_that_waits_is_served_in_its_own_calls() {
-    const COMMITS: u64 = 40;
-    let to = receiver();
-    assert_eq!(threads(), [], "of earlier tests");
-    let mut writer = Writer::running(request(), &[&sender(&to)]).unwrap();
+/// The thread of the only stream, when it waits to be kicked.
+fn asleep(writer: &Writer) -> u32 {
     let deadline = Instant::now() + LIMIT;
     while writer.status.word(status::NEED_KICK).load() == 0 {
         assert!(Instant::now() < deadline);
@@ -992,6 +988,16 @@ fn a_writer_that_waits_is_served_in_its_own_calls() {
     let [thread] = threads()[..] else { panic!("one stream, one thread: {:?}", threads()) };
     // What it was doing when it set the word is over when it next sleeps.
     std::thread::sleep(Duration::from_millis(100));
+    thread
+}
+
+#[test]
+fn a_writer_that_waits_is_served_in_its_own_calls() {
+    const COMMITS: u64 = 40;
+    let to = receiver();
+    assert_eq!(threads(), [], "of earlier tests");
+    let mut writer = Writer::running(request(), &[&sender(&to)]).unwrap();
+    let thread = asleep(&writer);
     let before = switches(thread);
     for number in 0..COMMITS {
         writer.fill(&numbered(number, 1_300));
@@ -1031,13 +1037,7 @@ fn an_idle_stream_costs_nothing() {
     assert_eq!(threads(), [], "of earlier tests");
     let mut writer = Writer::running(request(), &[&sender(&to)]).unwrap();
     writer.send_all([numbered(0, 100).as_slice()], LIMIT);
-    let deadline = Instant::now() + LIMIT;
-    while writer.status.word(status::NEED_KICK).load() == 0 {
-        assert!(Instant::now() < deadline);
-    }
-    let [thread] = threads()[..] else { panic!("one stream, one thread: {:?}", threads()) };
-    // What it was doing when it set the word is over when it next sleeps.
-    std::thread::sleep(Duration::from_millis(100));
+    let thread = asleep(&writer);
     let before = switches(thread);
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(switches(thread), before, "it was not woken");
