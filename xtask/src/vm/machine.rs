@@ -580,15 +580,19 @@ fn complaints<'a>(boot: &'a [String], log: &'a [String]) -> Vec<&'a str> {
     complaints
 }
 
+/// What the kernel says of the machine's clock, when the host kept the emulator from running for too long.
+const CLOCK: [&str; 4] = ["clocksource: ", "tsc: ", "TSC found unstable", "sched_clock: "];
+
 /// A line of the raw log, `<LEVEL>[TIME] TEXT`, of level 4 (warning) or worse, other than what the
-/// module says, and the kernel of it (that it is from outside the tree).
+/// module says, the kernel of it (that it is from outside the tree), and what is no doing of the module's.
 fn warning(line: &str) -> bool {
     let Some((level, rest)) = line.strip_prefix('<').and_then(|rest| rest.split_once('>')) else {
         return false;
     };
     let text = rest.split_once("] ").map_or(rest, |(_, text)| text);
     // The lower three bits are the level, the others say who wrote it.
-    level.parse::<u32>().is_ok_and(|level| level & 7 <= 4) && !text.starts_with("rtp_mgr: ")
+    let others = text.starts_with("rtp_mgr: ") || CLOCK.iter().any(|clock| text.starts_with(clock));
+    level.parse::<u32>().is_ok_and(|level| level & 7 <= 4) && !others
 }
 
 /// A word as the shell takes it.
@@ -641,6 +645,7 @@ mod tests {
             "<4>[0.6] WARNING: CPU: 0 PID: 1 at mm/page_alloc.c:1",
             "<12>[0.7] said by a program, as a warning",
             "<13>[0.8] said by a program",
+            "<4>[0.9] clocksource: timekeeping watchdog on CPU0: Marking clocksource 'tsc' as unstable",
         ]
         .map(String::from);
         assert_eq!(complaints(&boot, &log), [&log[3], &log[2], &log[4]]);
