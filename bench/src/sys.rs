@@ -69,11 +69,34 @@ pub struct Got {
     pub bytes: u64,
 }
 
+/// Headers of `count` messages of `len` bytes each, one after the other in `bytes`; and the lists that they point to,
+/// which live as long as they do.
+fn messages_over(
+    bytes: &mut [u8],
+    count: usize,
+    len: usize,
+) -> (Box<[libc::iovec]>, Box<[libc::mmsghdr]>) {
+    let parts = bytes.chunks_exact_mut(len).take(count);
+    let mut iovecs: Box<[_]> = parts
+        .map(|part| libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: part.len() })
+        .collect();
+    let headers = iovecs.iter_mut().map(|iovec| {
+        // SAFETY: all-zero bytes are a valid mmsghdr (integers and null pointers).
+        let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
+        header.msg_hdr.msg_iov = ptr::from_mut(iovec);
+        header.msg_hdr.msg_iovlen = 1;
+        header
+    });
+    let headers = headers.collect();
+    (iovecs, headers)
+}
+
 /// Datagram buffers for recvmmsg.
 pub struct ReceiveBuffers {
     len: usize,
     bytes: Box<[u8]>,
-    iovecs: Box<[libc::iovec]>,
+    /// What the headers point to.
+    _iovecs: Box<[libc::iovec]>,
     headers: Box<[libc::mmsghdr]>,
     controls: Box<[Control]>,
     /// Whether control messages are wanted.
@@ -84,26 +107,10 @@ pub struct ReceiveBuffers {
 impl ReceiveBuffers {
     /// `messages` buffers of `len` bytes each.
     pub fn new(messages: usize, len: usize, control: bool) -> Self {
-        let none = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
-        // SAFETY: all-zero bytes are a valid mmsghdr (integers and null pointers).
-        let header: libc::mmsghdr = unsafe { mem::zeroed() };
-        let mut buffers = Self {
-            len,
-            bytes: vec![0; messages * len].into(),
-            iovecs: vec![none; messages].into(),
-            headers: vec![header; messages].into(),
-            controls: vec![Control([0; CONTROL]); messages].into(),
-            control,
-            received: 0,
-        };
-        for (at, iovec) in buffers.iovecs.iter_mut().enumerate() {
-            iovec.iov_base = buffers.bytes[at * len..].as_mut_ptr().cast();
-            iovec.iov_len = len;
-            let header = &mut buffers.headers[at].msg_hdr;
-            header.msg_iov = ptr::from_mut(iovec);
-            header.msg_iovlen = 1;
-        }
-        buffers
+        let mut bytes: Box<[u8]> = vec![0; messages * len].into();
+        let (iovecs, headers) = messages_over(&mut bytes, messages, len);
+        let controls = vec![Control([0; CONTROL]); messages].into();
+        Self { len, bytes, _iovecs: iovecs, headers, controls, control, received: 0 }
     }
 
     /// Waits for the first datagram (as long as the socket's time-out) and takes what is there.
@@ -192,31 +199,17 @@ impl ReceiveBuffers {
 pub struct SendBuffers {
     len: usize,
     bytes: Box<[u8]>,
-    iovecs: Box<[libc::iovec]>,
+    /// What the headers point to.
+    _iovecs: Box<[libc::iovec]>,
     headers: Box<[libc::mmsghdr]>,
 }
 
 impl SendBuffers {
     /// `packets` packets of `len` bytes each.
     pub fn new(packets: usize, len: usize) -> Self {
-        let none = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
-        // SAFETY: all-zero bytes are a valid mmsghdr.
-        let header: libc::mmsghdr = unsafe { mem::zeroed() };
-        let mut buffers = Self {
-            len,
-            bytes: vec![0; packets * len].into(),
-            iovecs: vec![none; packets].into(),
-            headers: vec![header; packets].into(),
-        };
-        for at in 0..packets {
-            let iovec = &mut buffers.iovecs[at];
-            iovec.iov_base = buffers.bytes[at * len..].as_mut_ptr().cast();
-            iovec.iov_len = len;
-            let header = &mut buffers.headers[at].msg_hdr;
-            header.msg_iov = ptr::from_mut(iovec);
-            header.msg_iovlen = 1;
-        }
-        buffers
+        let mut bytes: Box<[u8]> = vec![0; packets * len].into();
+        let (iovecs, headers) = messages_over(&mut bytes, packets, len);
+        Self { len, bytes, _iovecs: iovecs, headers }
     }
 
     /// Number of packets.
@@ -318,7 +311,6 @@ pub fn offloads_off(interface: &str) -> io::Result<()> {
 pub struct PacketRing {
     socket: OwnedFd,
     base: *mut u8,
-    block: usize,
     next: usize,
 }
 
@@ -372,10 +364,13 @@ impl PacketRing {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let ring = Self { socket, base: base.cast(), block: 0, next: 0 };
+        let ring = Self { socket, base: base.cast(), next: 0 };
         let name = std::ffi::CString::new(interface)?;
         // SAFETY: the name ends with a zero byte.
         let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+        if index == 0 {
+            return Err(io::Error::last_os_error());
+        }
         // SAFETY: all-zero bytes are a valid sockaddr_ll.
         let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
@@ -422,7 +417,6 @@ impl PacketRing {
         }
         status.store(libc::TP_STATUS_KERNEL, Ordering::Release);
         self.next = (self.next + 1) % BLOCKS;
-        self.block += 1;
         Some(got)
     }
 }
