@@ -107,13 +107,16 @@ fn figures(times_ns: &[u64], rate: u32) -> Result<[f64; 4]> {
         .collect();
     errors.sort_unstable_by(f64::total_cmp);
     let share = |share| statistics::percentile_of_sorted(&errors, share).context("nothing arrived");
-    Ok([share(0.5)?, share(0.99)?, share(1.0)?, c_inst(times, period_ns)])
+    Ok([share(0.5)?, share(0.99)?, share(1.0)?, c_inst(times)])
 }
 
 /// The most packets in a bucket that is drained 1.1 times as fast as it is filled on average: the network
-/// compatibility model of SMPTE ST 2110-21.
-fn c_inst(times_ns: &[u64], period_ns: f64) -> f64 {
+/// compatibility model of SMPTE ST 2110-21. On average means at the rate that was kept: who is slower than
+/// asked for is not the smoother for it.
+fn c_inst(times_ns: &[u64]) -> f64 {
     const BETA: f64 = 1.1;
+    let (Some(first), Some(last)) = (times_ns.first(), times_ns.last()) else { return 0.0 };
+    let period_ns = (last.saturating_sub(*first) as f64 / (times_ns.len() as f64 - 1.0)).max(1.0);
     let (mut level, mut most, mut drained_ns) = (0_f64, 0_f64, None);
     for time in times_ns {
         let time = *time as f64;
@@ -258,10 +261,17 @@ mod tests {
         // Ten at once, then at twice the pace: 2.2 periods drain while one comes.
         let times: Vec<u64> =
             std::iter::repeat_n(0, 10).chain((1..100).map(|at| at * 2_000_000)).collect();
-        assert_eq!(c_inst(&times, 1e6), 10.0);
+        assert_eq!(c_inst(&times), 10.0);
         // Bursts of four every four periods: the bucket is empty before the next.
         let times: Vec<u64> = (0..400).map(|at| at / 4 * 4_000_000).collect();
-        assert_eq!(c_inst(&times, 1e6), 4.0);
+        assert_eq!(c_inst(&times), 4.0);
+    }
+
+    #[test]
+    fn who_is_slower_than_asked_for_is_judged_by_the_pace_that_was_kept() {
+        // Three a millisecond apart, then nothing for four: one in two milliseconds on average.
+        let times: Vec<u64> = (0..300).map(|at| at / 3 * 6_000_000 + at % 3 * 1_000_000).collect();
+        assert_eq!(c_inst(&times), 2.0);
     }
 
     #[test]

@@ -3,11 +3,13 @@
 //! | module | what lives there |
 //! |---|---|
 //! | `worker` | a thread: epoll, timers, whom to call |
+//! | `lead` | how early that thread gets up for a deadline |
 //! | `receive`, `receive_task` | a receive stream: its loop body; the stream as a thread serves it |
 //! | `simulate` | the simulated DMA engine, in the place of sockets |
 //! | `transmit`, `transmit_task` | a transmit stream, likewise |
 
 pub(crate) mod inline;
+mod lead;
 mod meter;
 pub(crate) mod receive;
 pub(crate) mod receive_task;

@@ -222,6 +222,11 @@ impl Task for TransmitTask {
         self.run()
     }
 
+    /// Packets leave when they are due.
+    fn is_exact(&self) -> bool {
+        true
+    }
+
     fn failed(&self) {
         self.failed.store(true, Ordering::Release);
         let mut serving = self.serving();

@@ -1,7 +1,7 @@
 //! A thread that serves streams: it waits for their files and their deadlines.
 //!
 //! What lives here: epoll, timers, and who is called for which event. What does not: what a stream
-//! does when it is called ([`Task`]).
+//! does when it is called ([`Task`]), how early the thread gets up for a deadline ([`super::lead`]).
 //!
 //! Files are registered level-triggered, from any thread. A task that is removed is not called
 //! again once [`Registration`] is dropped, except by a call that had begun before.
@@ -20,6 +20,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
+use super::lead::Lead;
 use crate::clock::monotonic_ns;
 use crate::error::Error;
 use crate::poll::wait_events;
@@ -43,6 +44,11 @@ pub(crate) trait Task: Send + Sync {
 
     /// The deadline has passed, or [`Registration::kick`] was called. Returns the next one.
     fn tick(&self) -> u64;
+
+    /// Whether its deadlines are to be kept to the microsecond, for processor time.
+    fn is_exact(&self) -> bool {
+        false
+    }
 
     /// A call has panicked: the task ends, and says so to whoever waits for it.
     fn failed(&self);
@@ -243,6 +249,8 @@ impl Drop for Registration {
 #[derive(Clone, Copy)]
 struct Timer {
     generation: u16,
+    /// Its deadlines are to be kept exactly.
+    exact: bool,
     /// What it said last.
     wanted: u64,
     /// The earliest entry in the heap that is its.
@@ -257,6 +265,7 @@ struct Loop<'a> {
     heap: BinaryHeap<Reverse<(u64, Key)>>,
     kicked: Vec<Key>,
     due: Vec<Key>,
+    lead: Lead,
 }
 
 impl<'a> Loop<'a> {
@@ -267,6 +276,7 @@ impl<'a> Loop<'a> {
             heap: BinaryHeap::new(),
             kicked: Vec::new(),
             due: Vec::new(),
+            lead: Lead::default(),
         }
     }
 
@@ -289,7 +299,21 @@ impl<'a> Loop<'a> {
                     return;
                 }
             }
+            self.stay_awake();
             self.run_timers();
+        }
+    }
+
+    /// Looks at the clock until a deadline that is near and to be kept exactly.
+    fn stay_awake(&mut self) {
+        let mut now = monotonic_ns();
+        self.lead.woke(now);
+        let Some((deadline, true)) = self.first_deadline() else { return };
+        if self.lead.is_close(deadline, now) {
+            while now < deadline {
+                std::hint::spin_loop();
+                now = monotonic_ns();
+            }
         }
     }
 
@@ -312,7 +336,7 @@ impl<'a> Loop<'a> {
         let Some(task) = self.shared.tasks().get(key).cloned() else { return };
         // The state of a task that panicked is not looked at again, except to end it.
         match catch_unwind(AssertUnwindSafe(|| call(&*task))) {
-            Ok(deadline) => self.want(key, deadline),
+            Ok(deadline) => self.want(key, deadline, task.is_exact()),
             Err(_) => {
                 drop(self.shared.tasks().remove(key));
                 task.failed();
@@ -321,9 +345,9 @@ impl<'a> Loop<'a> {
     }
 
     /// A task wants to be called at `deadline`.
-    fn want(&mut self, key: Key, deadline: u64) {
+    fn want(&mut self, key: Key, deadline: u64, exact: bool) {
         let index = key.index as usize;
-        let fresh = Timer { generation: key.generation, wanted: NEVER, armed: NEVER };
+        let fresh = Timer { generation: key.generation, exact, wanted: NEVER, armed: NEVER };
         if index >= self.timers.len() {
             self.timers.resize(index + 1, fresh);
         }
@@ -364,22 +388,34 @@ impl<'a> Loop<'a> {
                 continue;
             }
             timer.armed = NEVER;
-            let wanted = timer.wanted;
+            let (wanted, exact) = (timer.wanted, timer.exact);
             if wanted <= now {
                 self.due.push(key);
             } else {
-                self.want(key, wanted);
+                self.want(key, wanted, exact);
             }
         }
     }
 
-    /// Until the first deadline.
-    fn timeout(&self) -> Option<Duration> {
-        let Reverse((at, _)) = self.heap.peek()?;
+    /// How long to wait for the first deadline.
+    fn timeout(&mut self) -> Option<Duration> {
+        let (deadline, exact) = self.first_deadline()?;
+        let now = monotonic_ns();
+        let left = match exact {
+            true => self.lead.sleep(deadline, now),
+            false => deadline.saturating_sub(now),
+        };
+        Some(Duration::from_nanos(left))
+    }
+
+    /// The first deadline, and whether it is to be kept exactly.
+    fn first_deadline(&self) -> Option<(u64, bool)> {
+        let Reverse((at, key)) = self.heap.peek()?;
         if *at == NEVER {
             return None;
         }
-        Some(Duration::from_nanos(at.saturating_sub(monotonic_ns())))
+        let exact = self.timers.get(key.index as usize).is_some_and(|timer| timer.exact);
+        Some((*at, exact))
     }
 }
 
@@ -395,6 +431,9 @@ mod tests {
         calls: Mutex<Vec<Call>>,
         changed: Condvar,
         next: AtomicU64,
+        exact: bool,
+        /// By how much calls came before their deadlines, nanoseconds.
+        early: Mutex<Vec<u64>>,
         event: Mutex<Option<OwnedFd>>,
     }
 
@@ -438,7 +477,19 @@ mod tests {
         }
 
         fn tick(&self) -> u64 {
+            if !self.exact {
+                return self.note(Call::Tick);
+            }
+            let (now, next) = (monotonic_ns(), self.next.load(Ordering::Relaxed));
+            if now < next {
+                self.early.lock().unwrap().push(next - now);
+            }
+            self.next.store(now + 200_000, Ordering::Relaxed);
             self.note(Call::Tick)
+        }
+
+        fn is_exact(&self) -> bool {
+            self.exact
         }
 
         fn failed(&self) {
@@ -478,6 +529,25 @@ mod tests {
         drop(calls);
         due.next.store(NEVER, Ordering::Relaxed);
         assert_eq!(*idle.calls.lock().unwrap(), [Call::Tick], "the first call only");
+    }
+
+    #[test]
+    fn an_exact_deadline_is_never_early_and_does_not_keep_the_others_waiting() {
+        let worker = worker();
+        let exact = Arc::new(Probe { exact: true, ..Probe::default() });
+        let other = Probe::new(1);
+        let _exact = worker.serve(exact.clone());
+        let _other = worker.serve(other.clone());
+        for probe in [&exact, &other] {
+            let calls = probe.calls.lock().unwrap();
+            let (calls, _) = probe
+                .changed
+                .wait_timeout_while(calls, Duration::from_secs(10), |calls| calls.len() < 200)
+                .unwrap();
+            assert!(calls.len() >= 200, "{}", calls.len());
+        }
+        // The first call is not its deadline's.
+        assert_eq!(*exact.early.lock().unwrap(), []);
     }
 
     #[test]
