@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use rtp_mgr::ring::header;
 use rtp_mgr_bench_report::{Better, Bound, Contest, Goal, OURS, Row};
 
 use crate::Settings;
@@ -28,6 +29,7 @@ const TS_PAYLOAD: usize = 7 * 188;
 enum Who {
     Ours,
     Train,
+    RtpTrain,
     Batch,
     Ffmpeg,
     GStreamer,
@@ -44,8 +46,12 @@ pub(super) fn rows(settings: &Settings<'_>) -> Result<Vec<Row>> {
         goals: vec![Goal::Ratio("gso-gro loop", Bound::AtLeast(0.85))],
         ..Contest::default()
     };
-    let mut candidates =
-        vec![(OURS, Who::Ours), ("gso-gro loop", Who::Train), ("sendmmsg-recvmmsg", Who::Batch)];
+    let mut candidates = vec![
+        (OURS, Who::Ours),
+        ("gso-gro loop", Who::Train),
+        ("gso-gro loop, RTP written and read", Who::RtpTrain),
+        ("sendmmsg-recvmmsg", Who::Batch),
+    ];
     if settings.all_peers {
         for (name, who, program) in
             [("ffmpeg", Who::Ffmpeg, "ffmpeg"), ("gstreamer", Who::GStreamer, "gst-launch-1.0")]
@@ -71,8 +77,9 @@ pub(super) fn rows(settings: &Settings<'_>) -> Result<Vec<Row>> {
             lost.push(share);
             goodput
         }),
-        (Who::Train, _) => plain(settings.time, true),
-        (Who::Batch, _) => plain(settings.time, false),
+        (Who::Train, _) => plain(settings.time, Content::Train),
+        (Who::RtpTrain, _) => plain(settings.time, Content::RtpTrain),
+        (Who::Batch, _) => plain(settings.time, Content::Batch),
         (Who::Ffmpeg, Some(files)) => files.measure(Kind::Ffmpeg, ffmpeg),
         (Who::GStreamer, Some(files)) => files.measure(Kind::GStreamer, gstreamer),
         (_, None) => bail!("no files"),
@@ -118,8 +125,19 @@ fn ours(settings: &Settings<'_>) -> Result<(f64, f64)> {
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Two loops that know nothing of RTP.
-fn plain(time: Duration, trains: bool) -> Result<f64> {
+/// What two loops over plain sockets send.
+#[derive(Clone, Copy, PartialEq)]
+enum Content {
+    /// The same packets again and again, one by one.
+    Batch,
+    /// The same train again and again.
+    Train,
+    /// Trains of which each packet is written (header and payload) and read (header): the least that RTP takes.
+    RtpTrain,
+}
+
+/// Two loops that know nothing of rings.
+fn plain(time: Duration, content: Content) -> Result<f64> {
     let net = Net::Loopback;
     let receiver = net.receiver(0)?;
     let sender = net.sender(receiver.local_addr()?.port())?;
@@ -127,23 +145,34 @@ fn plain(time: Duration, trains: bool) -> Result<f64> {
     thread::scope(|scope| {
         let received = scope.spawn(|| {
             Side::Receiver.pin()?;
-            receive(&receiver, trains, &stop)
+            receive(&receiver, content, &stop)
         });
-        let sent = net.at(Side::Sender, || transmit(&sender, trains, time));
+        let sent = net.at(Side::Sender, || transmit(&sender, content, time));
         stop.store(true, Ordering::Relaxed);
         let received = received.join().unwrap_or_else(|_| bail!("a thread has failed"));
         sent.and(received)
     })
 }
 
-fn transmit(socket: &UdpSocket, trains: bool, time: Duration) -> Result<()> {
+fn transmit(socket: &UdpSocket, content: Content, time: Duration) -> Result<()> {
+    let trains = content != Content::Batch;
     let mut buffers = SendBuffers::new(if trains { TRAIN } else { 64 }, PAYLOAD + HEADER);
     if trains {
         buffers.set_segmentation(socket).context("UDP_SEGMENT")?;
     }
+    let payload: Vec<u8> = (0..=u8::MAX).cycle().take(PAYLOAD).collect();
+    let mut number = 0_u32;
     let until = Instant::now() + time;
     while Instant::now() < until {
         for _ in 0..16 {
+            if content == Content::RtpTrain {
+                for at in 0..TRAIN {
+                    let packet = buffers.packet(at);
+                    header::build(packet, false, 96, number as u16, number, 0x1234_5678);
+                    packet[HEADER..].copy_from_slice(&payload);
+                    number = number.wrapping_add(1);
+                }
+            }
             if trains {
                 buffers.send_train(socket)?;
             } else {
@@ -154,14 +183,14 @@ fn transmit(socket: &UdpSocket, trains: bool, time: Duration) -> Result<()> {
     Ok(())
 }
 
-fn receive(socket: &UdpSocket, trains: bool, stop: &AtomicBool) -> Result<f64> {
-    let mut buffers = if trains {
+fn receive(socket: &UdpSocket, content: Content, stop: &AtomicBool) -> Result<f64> {
+    let mut buffers = if content == Content::Batch {
+        ReceiveBuffers::new(64, 2_048, false)
+    } else {
         sys::set_gro(socket)?;
         ReceiveBuffers::new(16, TRAIN_MAX, true)
-    } else {
-        ReceiveBuffers::new(64, 2_048, false)
     };
-    let mut packets = 0_u64;
+    let (mut packets, mut in_order, mut next) = (0_u64, 0_u64, 0_u16);
     let mut span: Option<(Instant, Instant)> = None;
     while !stop.load(Ordering::Relaxed) {
         match buffers.receive(socket) {
@@ -169,11 +198,21 @@ fn receive(socket: &UdpSocket, trains: bool, stop: &AtomicBool) -> Result<f64> {
                 let now = Instant::now();
                 packets += got.packets;
                 span = Some((span.map_or(now, |(first, _)| first), now));
+                if content == Content::RtpTrain {
+                    for packet in
+                        buffers.datagrams().flat_map(|(bytes, _)| bytes.chunks(PAYLOAD + HEADER))
+                    {
+                        let fixed = header::parse_fixed(packet, packet.len())?;
+                        in_order += u64::from(fixed.sequence == next);
+                        next = fixed.sequence.wrapping_add(1);
+                    }
+                }
             }
             Err(error) if over(&error) => {}
             Err(error) => return Err(error.into()),
         }
     }
+    ensure!(content != Content::RtpTrain || in_order > packets / 2, "{in_order} of {packets}");
     let (first, last) = span.context("nothing arrived")?;
     Ok(packets as f64 * (PAYLOAD * 8) as f64 / (last - first).as_secs_f64() / 1e9)
 }

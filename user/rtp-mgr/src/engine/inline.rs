@@ -136,15 +136,16 @@ impl ReceiveTask {
         until_ns: u64,
     ) -> Driven {
         let mut serving = self.serving();
-        let elsewhere = Driven::Elsewhere { until_ns: serving.inline.not_before_ns };
         if !serving.begin_inline(port, poller) {
-            return elsewhere;
+            return Driven::Elsewhere { until_ns: serving.inline.not_before_ns };
         }
         let now = monotonic_ns();
         let Some(wait_ns) = serving.work_or_wait(now, until_ns) else {
             return serving.away(now, Driven::by(now, until_ns));
         };
-        let Some(poller) = poller.as_ref() else { return elsewhere };
+        let Some(poller) = poller.as_ref() else {
+            return Driven::Elsewhere { until_ns: u64::MAX };
+        };
         serving.inline.inside = true;
         drop(serving);
         let mut events = [const { std::mem::MaybeUninit::uninit() }; EVENTS_MAX];
@@ -179,7 +180,12 @@ impl Serving {
             return false;
         }
         let now = monotonic_ns();
-        if now < self.inline.not_before_ns || away_ns(stream) < AWAY_MIN_NS {
+        if now < self.inline.not_before_ns {
+            return false;
+        }
+        if away_ns(stream) < AWAY_MIN_NS {
+            // To ask each time takes the lock that the engine's thread works under.
+            self.inline.not_before_ns = now.saturating_add(CROWDED_NS);
             return false;
         }
         let prepared = prepare(stream, port, poller).and_then(|()| match &self.inline.timer {

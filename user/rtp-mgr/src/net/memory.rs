@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 /// safe to call.
 pub struct SlotMemory {
     base: NonNull<u8>,
-    len: usize,
+    slots: u32,
     stride: usize,
     _keep: Arc<dyn Any + Send + Sync>,
 }
@@ -41,7 +41,8 @@ impl SlotMemory {
         keep: Arc<dyn Any + Send + Sync>,
     ) -> Self {
         assert!(stride > 0, "slots have a size");
-        Self { base, len, stride, _keep: keep }
+        let slots = u32::try_from(len / stride).unwrap_or(u32::MAX);
+        Self { base, slots, stride, _keep: keep }
     }
 
     /// Private memory of `slots` slots of `stride` bytes, all zero.
@@ -64,7 +65,7 @@ impl SlotMemory {
 
     /// Number of whole slots.
     pub fn slots(&self) -> u32 {
-        u32::try_from(self.len / self.stride).unwrap_or(u32::MAX)
+        self.slots
     }
 
     /// Address of a slot.
@@ -72,8 +73,8 @@ impl SlotMemory {
     /// # Panics
     /// When there is no such slot: the caller lost count of its memory.
     pub(super) fn slot(&self, slot: u32) -> *mut u8 {
-        assert!(slot < self.slots(), "slot {slot} of {}", self.slots());
-        // SAFETY: slot < len / stride, so the offset is within the `len` bytes of one mapping.
+        assert!(slot < self.slots, "slot {slot} of {}", self.slots);
+        // SAFETY: slot < len / stride, so the offset is within the bytes of one mapping.
         unsafe { self.base.as_ptr().add(slot as usize * self.stride) }
     }
 

@@ -58,9 +58,10 @@ pub struct SendBatch {
     memory: SlotMemory,
     packets_max: usize,
     offload: bool,
-    /// Length of each packet.
-    lens: Vec<usize>,
-    /// One per packet.
+    /// Slot and length of each packet.
+    packets: Vec<(u32, usize)>,
+    /// What the pending messages gather: packets, or rows of them where one slot begins at the end of the
+    /// packet before. Never more than there are packets.
     iovecs: Vec<libc::iovec>,
     /// Packets of each message.
     messages: Vec<Message>,
@@ -109,7 +110,7 @@ impl SendBatch {
             memory,
             packets_max,
             offload,
-            lens: Vec::with_capacity(packets_max),
+            packets: Vec::with_capacity(packets_max),
             iovecs: Vec::with_capacity(packets_max),
             messages: Vec::with_capacity(packets_max),
             headers: vec![header; packets_max].into(),
@@ -125,7 +126,7 @@ impl SendBatch {
 
     /// Forgets all packets.
     pub fn clear(&mut self) {
-        self.lens.clear();
+        self.packets.clear();
         self.iovecs.clear();
         self.messages.clear();
         self.done = 0;
@@ -137,12 +138,12 @@ impl SendBatch {
     /// When there is no such slot or it is shorter than `len`.
     pub fn add(&mut self, slot: u32, len: usize) -> bool {
         assert!(len <= self.memory.stride(), "{len} bytes of a slot");
-        if self.lens.len() == self.packets_max {
+        assert!(slot < self.memory.slots(), "slot {slot} of {}", self.memory.slots());
+        if self.packets.len() == self.packets_max {
             return false;
         }
-        let index = self.lens.len();
-        self.lens.push(len);
-        self.iovecs.push(libc::iovec { iov_base: self.memory.slot(slot).cast(), iov_len: len });
+        let index = self.packets.len();
+        self.packets.push((slot, len));
         self.group(index);
         true
     }
@@ -163,7 +164,7 @@ impl SendBatch {
         self.offload = false;
         let Some(first) = self.messages.get(self.done).map(|message| message.first) else { return };
         self.messages.truncate(self.done);
-        for index in first..self.lens.len() {
+        for index in first..self.packets.len() {
             self.group(index);
         }
     }
@@ -208,17 +209,18 @@ impl SendBatch {
 
     /// Puts packet `index` into the last message if it fits there, else into a new one.
     fn group(&mut self, index: usize) {
-        let len = self.lens[index];
+        let len = self.packets[index].1;
         if let Some(message) = self.messages[self.done..].last_mut()
             && self.offload
             && !message.closed
             && message.packets < SEND_SEGMENTS_MAX
             && message.bytes + len <= DATAGRAM_MAX
-            && (1..=self.lens[message.first]).contains(&len)
+            && let first = self.packets[message.first].1
+            && (1..=first).contains(&len)
         {
             message.packets += 1;
             message.bytes += len;
-            message.closed = len < self.lens[message.first];
+            message.closed = len < first;
             return;
         }
         self.messages.push(Message { first: index, packets: 1, bytes: len, closed: len == 0 });
@@ -226,10 +228,21 @@ impl SendBatch {
 
     /// Writes the headers of the pending messages.
     fn prepare(&mut self) {
+        self.iovecs.clear();
         for (index, message) in self.messages.iter().enumerate().skip(self.done) {
+            let first = self.iovecs.len();
+            for (slot, len) in &self.packets[message.first..][..message.packets] {
+                let base = self.memory.slot(*slot);
+                match self.iovecs[first..].last_mut() {
+                    Some(row) if row.iov_base.cast::<u8>().wrapping_add(row.iov_len) == base => {
+                        row.iov_len += len;
+                    }
+                    _ => self.iovecs.push(libc::iovec { iov_base: base.cast(), iov_len: *len }),
+                }
+            }
             let header = &mut self.headers[index].msg_hdr;
-            header.msg_iov = self.iovecs[message.first..].as_mut_ptr();
-            header.msg_iovlen = message.packets;
+            header.msg_iov = self.iovecs[first..].as_mut_ptr();
+            header.msg_iovlen = self.iovecs.len() - first;
             header.msg_control = ptr::null_mut();
             header.msg_controllen = 0;
             if message.packets > 1 {
@@ -237,7 +250,7 @@ impl SendBatch {
                 control.header.cmsg_len = SEGMENT_CONTROL_LEN;
                 control.header.cmsg_level = libc::SOL_UDP;
                 control.header.cmsg_type = UDP_SEGMENT;
-                control.segment_len = self.lens[message.first] as u16;
+                control.segment_len = self.packets[message.first].1 as u16;
                 header.msg_control = ptr::from_mut(control).cast();
                 header.msg_controllen = size_of::<SegmentControl>();
             }
@@ -249,7 +262,7 @@ impl SendBatch {
         let pending = self.messages.len() - self.done;
         retry(|| {
             // SAFETY: `prepare` wrote `pending` headers from `done` on; their lists point to slots
-            // of this memory (at most stride bytes each), their control messages into `controls`.
+            // of this memory (at most stride bytes of each), their control messages into `controls`.
             unsafe {
                 libc::sendmmsg(
                     socket.as_raw_fd(),
