@@ -7,10 +7,13 @@
 //! packet means calls `disturb`, and the packet after goes the long way.
 
 use super::abi::{flag, Descriptor};
+use super::figures::{
+    publish_next_counters, publish_plain_leg, publish_plain_source, FigureBlocks,
+};
 use super::header::{self, RtpHeader, FIXED_LEN};
 use super::receive::{add, bump, Memory, Packet, ReceiveCore};
 use super::source::Seen;
-use super::table::{Flow, Key};
+use super::table::{Flow, Key, SourceEntry};
 use super::view::RingView;
 
 /// Version and payload type in the first two bytes of an RTP header (RFC 3550 §5.1).
@@ -223,6 +226,14 @@ impl<M: Memory> ReceiveCore<M> {
     /// the length of its payload.
     #[inline(always)]
     fn take_like(&mut self, view: &RingView<'_>, packet: &Packet<'_>, bytes: &[u8]) -> Option<u32> {
+        let next = self.next_like(packet, bytes)?;
+        self.append_next(view, packet, &next).then_some(next.payload_len)
+    }
+
+    /// The packet as the next of its source, if it is [for](Self::is_steady_for) the short way and has the right
+    /// bytes. The one after it is expected then.
+    #[inline(always)]
+    fn next_like(&mut self, packet: &Packet<'_>, bytes: &[u8]) -> Option<Next> {
         let steady = self.steady.as_mut()?;
         let fixed = Fixed::of(bytes)?;
         let fits = packet.len <= self.config.slot_stride;
@@ -241,7 +252,49 @@ impl<M: Memory> ReceiveCore<M> {
             payload_len,
         };
         steady.advance();
-        self.append_next(view, packet, &next).then_some(payload_len)
+        Some(next)
+    }
+
+    /// [`take_steadily`](Self::take_steadily), [`tally`](Self::tally) and
+    /// [`publish_figures`](Self::publish_figures) in one go, for a packet that came by itself and takes no more
+    /// positions into use than were before ([`is_fuller`](Self::is_fuller)). [`show`](Self::show) follows.
+    /// `false`: nothing was done; also if there is anything else to publish.
+    #[inline(always)]
+    pub fn take_and_tell(
+        &mut self,
+        view: &RingView<'_>,
+        to: &impl FigureBlocks,
+        packet: &Packet<'_>,
+        bytes: &[u8],
+        now_ns: u64,
+    ) -> bool {
+        if packet.truncated || packet.coalesced || !self.is_published() {
+            return false;
+        }
+        if !self.is_steady_for(packet) {
+            return false;
+        }
+        let Some(next) = self.next_like(packet, bytes) else { return false };
+        let Some(entry) = self.table.get_mut(next.source) else { return false };
+        let own = observe_next(entry, packet, &next);
+        let source = &entry.source;
+        publish_plain_source(&to.source(next.source), source);
+        let (expected, jitter_q4_ns) = (source.expected(), source.jitter().q4_ns);
+        self.place_next(view, packet, &next, own);
+        bump(&mut self.counters.received);
+        self.add_plainly(&Run::of(packet, next.payload_len));
+        add(&mut self.counters.published, self.staging.take_published());
+        let stream_expected = self.expected();
+        if let Some(leg) = self.legs.get(usize::from(packet.leg)) {
+            let (expected, jitter_q4_ns) = match self.config.order {
+                Some(_) => (expected, jitter_q4_ns),
+                None => (stream_expected, leg.figures.jitter_q4_ns),
+            };
+            let block = to.leg(usize::from(packet.leg));
+            publish_plain_leg(&block, &leg.figures, expected, jitter_q4_ns);
+        }
+        publish_next_counters(&to.counters(), &self.counters, stream_expected, now_ns);
+        true
     }
 
     /// In arrival order, takes the packet, which is RTP and wanted, if it is the next of a source that is
@@ -279,24 +332,25 @@ impl<M: Memory> ReceiveCore<M> {
         took
     }
 
-    /// What the next packet of a source does, but for being counted. `false`: nothing, as there is no such leg
-    /// or source.
+    /// What the next packet of a source does, but for being counted. `false`: nothing, as there is no such
+    /// source.
     #[inline(always)]
     fn append_next(&mut self, view: &RingView<'_>, packet: &Packet<'_>, next: &Next) -> bool {
-        let Some(leg) = self.legs.get_mut(usize::from(packet.leg)) else { return false };
         let Some(entry) = self.table.touch_plainly(next.source) else { return false };
-        let own = entry.source.observe_next(&Seen {
-            sequence: (entry.source.highest() as u16).wrapping_add(1),
-            timestamp: next.timestamp,
-            arrival_ns: packet.arrival_ns,
-            payload_len: next.payload_len,
-            payload_type: next.payload_type,
-            marker: next.marker,
-        });
+        let own = observe_next(entry, packet, next);
+        self.place_next(view, packet, next, own);
+        true
+    }
+
+    /// Gives the next packet of a source, there number `own`, its place.
+    #[inline(always)]
+    fn place_next(&mut self, view: &RingView<'_>, packet: &Packet<'_>, next: &Next, own: u64) {
         let sequence = own.wrapping_add(next.delta);
         if self.config.order.is_some() {
-            leg.last_ns = packet.arrival_ns;
-            leg.latest = sequence;
+            if let Some(leg) = self.legs.get_mut(usize::from(packet.leg)) {
+                leg.last_ns = packet.arrival_ns;
+                leg.latest = sequence;
+            }
             self.run.highest = sequence;
         }
         let marker = if next.marker { flag::MARKER } else { 0 };
@@ -318,12 +372,17 @@ impl<M: Memory> ReceiveCore<M> {
             reserved: [0; 2],
         };
         self.staging.append_plainly(view, &descriptor, packet.arrival_ns);
-        true
     }
 
-    /// Counts packets that were received.
+    /// Counts packets that were received, to be published.
     #[inline(always)]
     fn count_plainly(&mut self, run: &Run) {
+        self.add_plainly(run);
+        self.changed = self.changed.and_plain();
+    }
+
+    #[inline(always)]
+    fn add_plainly(&mut self, run: &Run) {
         let counters = &mut self.counters;
         add(&mut counters.unique, run.count);
         add(&mut counters.bytes, run.bytes);
@@ -337,19 +396,33 @@ impl<M: Memory> ReceiveCore<M> {
             add(&mut figures.bytes, run.bytes);
             figures.last_ns = run.last_ns;
         }
-        self.changed = self.changed.and_plain();
     }
+}
+
+/// Shows a source its next packet. Returns the packet's extended number.
+#[inline(always)]
+fn observe_next(entry: &mut SourceEntry, packet: &Packet<'_>, next: &Next) -> u64 {
+    entry.source.observe_next(&Seen {
+        sequence: (entry.source.highest() as u16).wrapping_add(1),
+        timestamp: next.timestamp,
+        arrival_ns: packet.arrival_ns,
+        payload_len: next.payload_len,
+        payload_type: next.payload_type,
+        marker: next.marker,
+    })
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::super::abi::{LegFigures, SourceFigures, StreamCounters, DESC_WORDS};
+    use super::super::abi::{
+        LegFigures, SourceFigures, StreamCounters, DESC_WORDS, SEQUENCE_WORDS,
+    };
     use super::super::atomic::Word;
     use super::super::follow::Held;
     use super::super::header::Kind;
     use super::super::receive::{Config, Filter, Storage, Verdict};
-    use super::super::staging::{Entry, Order};
-    use super::super::table::SourceEntry;
+    use super::super::staging::{distance, Entry, Order};
+    use super::super::view::Block;
     use super::*;
     use proptest::prelude::*;
     use std::vec;
@@ -370,9 +443,52 @@ mod tests {
         type Held = Vec<Held>;
     }
 
+    /// Where a rig publishes.
+    struct Blocks {
+        counters: Vec<Word>,
+        leg: Vec<Word>,
+        sources: Vec<Vec<Word>>,
+    }
+
+    impl Blocks {
+        fn new() -> Self {
+            let words = |count: usize| -> Vec<Word> {
+                (0..Block::len_words(count)).map(|_| Word::new(0)).collect()
+            };
+            Self {
+                counters: words(StreamCounters::WORDS),
+                leg: words(LegFigures::WORDS),
+                sources: (0..4).map(|_| words(SourceFigures::WORDS)).collect(),
+            }
+        }
+    }
+
+    impl FigureBlocks for Blocks {
+        fn counters(&self) -> Block<'_> {
+            Block { words: &self.counters }
+        }
+
+        fn leg(&self, _: usize) -> Block<'_> {
+            Block { words: &self.leg }
+        }
+
+        fn source(&self, at: u16) -> Block<'_> {
+            Block { words: &self.sources[usize::from(at)] }
+        }
+    }
+
+    /// What a block says.
+    fn said<const WORDS: usize>(words: &[Word]) -> [u64; WORDS] {
+        assert_eq!(words[0].load() % 2, 0, "it is being written");
+        core::array::from_fn(|at| words[SEQUENCE_WORDS + at].load())
+    }
+
     /// A stream with a reader that reads everything now and then.
     struct Rig {
         core: ReceiveCore<Heap>,
+        blocks: Blocks,
+        /// Packets of which everything was published in one go.
+        told: u32,
         claim: Word,
         head: Word,
         descriptors: Vec<[Word; DESC_WORDS]>,
@@ -416,11 +532,27 @@ mod tests {
             core.refresh_limit();
             Self {
                 core,
+                blocks: Blocks::new(),
+                told: 0,
                 claim: Word::new(start),
                 head: Word::new(start),
                 descriptors: (0..POSITIONS)
                     .map(|_| core::array::from_fn(|_| Word::new(0)))
                     .collect(),
+            }
+        }
+
+        /// Publishes what has changed, and checks that then everything is published.
+        fn publish(&mut self, told: bool, now_ns: u64) {
+            if !told {
+                self.core.tally();
+                self.core.publish_figures(&self.blocks, now_ns);
+            }
+            let counters = StreamCounters::from_words(said(&self.blocks.counters));
+            assert_eq!(counters, self.core.counters(now_ns));
+            assert_eq!(LegFigures::from_words(said(&self.blocks.leg)), self.core.leg_figures(0));
+            for (at, words) in (0..counters.sources as u16).zip(&self.blocks.sources) {
+                assert_eq!(SourceFigures::from_words(said(words)), self.core.source_figures(at));
             }
         }
 
@@ -430,7 +562,12 @@ mod tests {
             self.core.expire(&view, packet.arrival_ns);
             let slot = self.core.take_slot().expect("more slots than are ever in use");
             let packet = Packet { slot, ..*packet };
+            let fuller_at = self.core.fuller_at().expect("the reader is reliable");
+            let told = distance(fuller_at, self.core.claim()) > 0
+                && self.core.take_and_tell(&view, &self.blocks, &packet, bytes, packet.arrival_ns);
+            self.told += u32::from(told);
             let verdict = match self.core.begin_run(&packet) {
+                _ if told => Verdict::Kept,
                 Some(mut run) if packet.coalesced && !packet.truncated => {
                     let took = self.core.take_of_run(&mut run, &view, &packet, bytes);
                     self.core.end_run(&run);
@@ -445,7 +582,15 @@ mod tests {
             if verdict != Verdict::Kept {
                 self.core.give_back(slot);
             }
-            self.core.flush(&view, packet.arrival_ns);
+            self.publish(told, packet.arrival_ns);
+            let view =
+                RingView { claim: &self.claim, head: &self.head, descriptors: &self.descriptors };
+            if told {
+                self.core.show_next(&view);
+            } else {
+                self.core.flush(&view, packet.arrival_ns);
+            }
+            assert_eq!(self.head.load(), self.core.head());
             if reads {
                 let head = self.core.head();
                 self.core.observe_tail(0, head, packet.arrival_ns);
@@ -547,7 +692,8 @@ mod tests {
                 long.core.disturb();
                 prop_assert_eq!(short.state(), long.state());
             }
-            prop_assume!(took > 0);
+            prop_assert_eq!(long.told, 0);
+            prop_assume!(took > 0 && short.told > 0);
         }
     }
 }

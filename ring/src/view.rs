@@ -141,17 +141,23 @@ impl Block<'_> {
         sequence.store_release(odd.wrapping_add(1));
     }
 
-    /// Has `write` replace some of the words, of a block of `WORDS`. Only the engine, from one thread at a
-    /// time, calls this.
-    #[inline]
-    pub fn update<const WORDS: usize>(&self, write: impl FnOnce(&[Word; WORDS])) {
-        let Some((sequence, words)) = self.words.split_first() else { return };
-        let Some(words) = words.first_chunk::<WORDS>() else { return };
-        let odd = sequence.load().wrapping_add(1);
-        sequence.store(odd);
+    /// The words of a block of `WORDS`, to replace some of them until [`end`](Self::end). Only the engine, from
+    /// one thread at a time, calls this. `None`: the block is shorter.
+    #[inline(always)]
+    pub fn begin<const WORDS: usize>(&self) -> Option<&[Word; WORDS]> {
+        let (sequence, words) = self.words.split_first()?;
+        let words = words.first_chunk::<WORDS>()?;
+        sequence.store(sequence.load().wrapping_add(1));
         fence_write();
-        write(words);
-        sequence.store_release(odd.wrapping_add(1));
+        Some(words)
+    }
+
+    /// The words are what they are to be.
+    #[inline(always)]
+    pub fn end(&self) {
+        if let Some(sequence) = self.words.first() {
+            sequence.store_release(sequence.load().wrapping_add(1));
+        }
     }
 
     /// Copies a consistent state of the words out. `false` when the writer was in the way `tries`
