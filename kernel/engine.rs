@@ -22,9 +22,8 @@ use crate::ring::producer::Mode;
 use crate::ring::receive::{self, Filter, Packet, ReceiveCore, Storage, Verdict};
 use crate::ring::source::static_clock_rate;
 use crate::ring::staging::{Entry, Order};
-use crate::ring::steady::Run;
+use crate::ring::steady::{Packets, RunEnd};
 use crate::ring::table::{Flow, SourceEntry};
-use crate::ring::view::RingView;
 use crate::source::train::Train;
 use crate::source::udp::SocketView;
 use crate::source::Source;
@@ -198,6 +197,26 @@ pub(crate) struct Datagram<'a> {
     /// What the network stack stamped it with; 0: nothing.
     pub(crate) stamp_ns: u64,
     pub(crate) now_ns: u64,
+}
+
+/// The packets of a train on their way into slots.
+struct TrainPackets<'a, 'b> {
+    memory: &'a Memory,
+    train: &'a mut Train<'b>,
+}
+
+impl Packets for TrainPackets<'_, '_> {
+    #[inline(always)]
+    fn next_len(&mut self) -> Option<u32> {
+        self.train.next_packet()
+    }
+
+    #[inline(always)]
+    fn copy_to(&mut self, slot: u32, len: u32) -> Option<&[u8]> {
+        // SAFETY: Whoever asks has taken the slot from the free ones, and it is nobody's until the verdict.
+        let space = unsafe { self.memory.slot(slot) }.get_mut(..len as usize)?;
+        self.train.copy_next(space).then_some(&*space)
+    }
 }
 
 /// What became of a packet.
@@ -579,18 +598,33 @@ impl Engine {
     /// A train of packets of a leg, all of them RTP when it was taken. `like` tells what they have in
     /// common. [`conclude`](Self::conclude) follows.
     pub(crate) fn train(&mut self, memory: &Memory, like: &Datagram<'_>, train: &mut Train<'_>) {
-        let mut packet = like.packet;
         let ring = memory.ring();
+        let packet = Packet { coalesced: true, ..like.packet };
         let mut count = 0_u64;
-        let mut run = None;
-        while let Some(len) = train.next_packet() {
-            (packet.len, packet.coalesced) = (len, true);
-            self.give_time(&mut packet);
-            if run.is_none() {
-                run = self.core.begin_run(&packet);
+        let mut next = train.next_packet();
+        while let Some(len) = next {
+            if self.must_look() {
+                self.observe_readers(memory, like.now_ns);
             }
-            let outcome =
-                self.place(memory, &ring, &mut packet, like.now_ns, train, &mut run);
+            // With a time of its own each is for itself.
+            let (taken, end) = if self.exact_times {
+                (0, RunEnd::Before { len })
+            } else {
+                let mut packets = TrainPackets { memory, train };
+                self.core.take_run(&ring, &packet, self.look_at, len, &mut packets)
+            };
+            count = count.wrapping_add(taken);
+            let outcome = match end {
+                RunEnd::Done => break,
+                RunEnd::Before { len } => self.place(memory, Packet { len, ..packet }, train),
+                RunEnd::Copied { slot, len } => {
+                    // SAFETY: The slot was taken from the free ones, and is nobody's but ours until the verdict.
+                    let space = unsafe { memory.slot(slot) };
+                    let bytes = space.get(..len as usize).unwrap_or_default();
+                    self.sort::<Train<'_>>(memory, Packet { slot, len, ..packet }, false, bytes)
+                }
+                RunEnd::Torn => Outcome::Left,
+            };
             if outcome != Outcome::Taken {
                 // It is no longer what it was, and nobody gets it.
                 let counters = self.core.counters_mut();
@@ -598,8 +632,8 @@ impl Engine {
                 bump(&mut counters.dropped_invalid, 1);
             }
             count = count.wrapping_add(1);
+            next = train.next_packet();
         }
-        self.end_run(&mut run);
         if !self.exact_times {
             self.core.count_coalesced(count);
         }
@@ -617,29 +651,12 @@ impl Engine {
         }
     }
 
-    fn end_run(&mut self, run: &mut Option<Run>) {
-        if let Some(run) = run.take() {
-            self.core.end_run(&run);
-        }
-    }
-
-    /// Finds a slot for a packet of a train, copies it there and gives it its place in the ring. It ends the `run`
-    /// if it is not of it.
-    #[inline(always)]
-    fn place(
-        &mut self,
-        memory: &Memory,
-        ring: &RingView<'_>,
-        packet: &mut Packet<'_>,
-        now_ns: u64,
-        train: &mut Train<'_>,
-        run: &mut Option<Run>,
-    ) -> Outcome {
-        if self.must_look() {
-            self.observe_readers(memory, now_ns);
-        }
+    /// Finds a slot for a packet of a train that is of no run, copies it there and gives it its place in the ring.
+    #[inline(never)]
+    fn place(&mut self, memory: &Memory, packet: Packet<'_>, train: &mut Train<'_>) -> Outcome {
+        let mut packet = packet;
+        self.give_time(&mut packet);
         let Some(slot) = self.core.take_slot() else {
-            self.end_run(run);
             self.core.without_slot(train.head().bytes());
             return Outcome::Taken;
         };
@@ -647,21 +664,14 @@ impl Engine {
         // SAFETY: The slot was taken from the free ones, and is nobody's but ours until the verdict.
         let space = unsafe { memory.slot(slot) };
         let Some(space) = space.get_mut(..packet.len as usize) else {
-            self.end_run(run);
-            let packet = Packet { truncated: true, ..*packet };
+            packet.truncated = true;
             return self.sort::<Train<'_>>(memory, packet, false, train.head().bytes());
         };
         if !train.copy(space) {
             self.core.give_back(slot);
             return Outcome::Left;
         }
-        if let Some(run) = run {
-            if self.core.take_of_run(run, ring, packet, space) {
-                return Outcome::Taken;
-            }
-        }
-        self.end_run(run);
-        self.sort::<Train<'_>>(memory, *packet, false, space)
+        self.sort::<Train<'_>>(memory, packet, false, space)
     }
 
     /// A packet that is not plainly the next one, in a slot that is given back unless it is kept. `coalesced`: with
@@ -999,7 +1009,7 @@ impl Engine {
     }
 
     fn wake(&mut self, reader: usize, waits: &[WaitQueue; READERS_MAX]) {
-        bump(&mut self.core.counters_mut().wakeups, 1);
+        self.core.count_wakeup();
         trace::wake(self.id, reader as u32, self.core.head());
         if let Some(wait) = waits.get(reader) {
             wait.wake(READABLE);

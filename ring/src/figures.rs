@@ -53,7 +53,7 @@ macro_rules! update {
     };
 }
 
-/// The counters that plain packets change. `counters` are those that are kept, `expected` is derived.
+/// The counters that plain packets and waking readers change. `counters` are those that are kept, `expected` is derived.
 #[inline(always)]
 pub(super) fn publish_plain_counters(
     block: &Block<'_>,
@@ -70,6 +70,7 @@ pub(super) fn publish_plain_counters(
             bytes: counters.bytes,
             expected: expected,
             coalesced: counters.coalesced,
+            wakeups: counters.wakeups,
             high_watermark: counters.high_watermark,
             updated_ns: now_ns,
         }

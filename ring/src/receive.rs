@@ -791,6 +791,13 @@ impl<M: Memory> ReceiveCore<M> {
         self.changed = self.changed.and_plain();
     }
 
+    /// A reader was woken.
+    #[inline]
+    pub fn count_wakeup(&mut self) {
+        bump(&mut self.counters.wakeups);
+        self.changed.counters = self.changed.counters.max(Changed::Plain);
+    }
+
     /// The counters that are kept: of those that [`counters`](Self::counters) derives, nothing.
     #[inline]
     pub fn counted(&self) -> &StreamCounters {
