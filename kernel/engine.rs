@@ -22,9 +22,8 @@ use crate::ring::producer::Mode;
 use crate::ring::receive::{self, Filter, Packet, ReceiveCore, Storage, Verdict};
 use crate::ring::source::static_clock_rate;
 use crate::ring::staging::{Entry, Order};
-use crate::ring::steady::Run;
+use crate::ring::steady::{Packets, RunEnd};
 use crate::ring::table::{Flow, SourceEntry};
-use crate::ring::view::RingView;
 use crate::source::train::Train;
 use crate::source::udp::SocketView;
 use crate::source::Source;
@@ -129,6 +128,8 @@ pub(crate) struct Engine {
     published: u64,
     /// Position at which the readers' tails have to be looked at again.
     look_at: u64,
+    /// Position before which a packet changes nothing about readers and the room that they leave.
+    quiet_to: u64,
     max_latency_ns: u64,
     /// How long gaps stay open; `None`: arrival order.
     reorder_ns: Option<u64>,
@@ -196,6 +197,26 @@ pub(crate) struct Datagram<'a> {
     /// What the network stack stamped it with; 0: nothing.
     pub(crate) stamp_ns: u64,
     pub(crate) now_ns: u64,
+}
+
+/// The packets of a train on their way into slots.
+struct TrainPackets<'a, 'b> {
+    memory: &'a Memory,
+    train: &'a mut Train<'b>,
+}
+
+impl Packets for TrainPackets<'_, '_> {
+    #[inline(always)]
+    fn next_len(&mut self) -> Option<u32> {
+        self.train.next_packet()
+    }
+
+    #[inline(always)]
+    fn copy_to(&mut self, slot: u32, len: u32) -> Option<&[u8]> {
+        // SAFETY: Whoever asks has taken the slot from the free ones, and it is nobody's until the verdict.
+        let space = unsafe { self.memory.slot(slot) }.get_mut(..len as usize)?;
+        self.train.copy_next(space).then_some(&*space)
+    }
 }
 
 /// What became of a packet.
@@ -366,6 +387,7 @@ impl Engine {
             seen: [Seen::new(config.start); READERS_MAX],
             published: config.start,
             look_at: config.start,
+            quiet_to: config.start,
             max_latency_ns: 0,
             lens,
             traced: 0,
@@ -493,23 +515,78 @@ impl Engine {
         [source_ns, due_ns, look_ns].into_iter().flatten().min()
     }
 
-    /// A packet of a leg. [`conclude`](Self::conclude) or [`postpone`](Self::postpone) follows.
+    /// A packet of a leg. `None`: it was the usual one, is counted, and [`show_usual`](Self::show_usual) follows;
+    /// else [`conclude`](Self::conclude) or [`postpone`](Self::postpone).
     #[inline(always)]
-    pub(crate) fn datagram(
+    pub(crate) fn datagram<B: Bytes>(
         &mut self,
         memory: &Memory,
-        datagram: &mut Datagram<'_>,
-        bytes: &mut impl Bytes,
-    ) -> Outcome {
-        if self.is_coalesced(datagram) {
-            self.coalesced(&mut datagram.packet);
+        datagram: &Datagram<'_>,
+        bytes: &mut B,
+    ) -> Option<Outcome> {
+        if !self.is_quiet() {
+            self.look_again(memory, datagram.now_ns);
         }
-        let Datagram { packet, now_ns, .. } = datagram;
-        self.place::<_, false>(memory, None, packet, *now_ns, bytes, &mut None)
+        let alone = !self.is_coalesced(datagram);
+        let usual = alone && !self.pending && self.is_quiet() && !self.is_time(datagram.now_ns);
+        let mut packet = datagram.packet;
+        let Some(slot) = self.core.take_slot() else {
+            return Some(self.without_slot(packet, !alone, &bytes.head()));
+        };
+        packet.slot = slot;
+        // SAFETY: The slot was taken from the free ones, and is nobody's but ours until the verdict.
+        let space = unsafe { memory.slot(slot) };
+        let Some(space) = space.get_mut(..packet.len as usize) else {
+            packet.truncated = true;
+            return Some(self.sort::<B>(memory, packet, !alone, bytes.head().bytes()));
+        };
+        if !bytes.copy(space) {
+            self.core.give_back(slot);
+            // Its bytes are not where they should be, and it is the socket's, whatever it came with.
+            return Some(Outcome::Left);
+        }
+        let ring = memory.ring();
+        if usual && self.core.take_and_tell(&ring, memory, &packet, space, datagram.now_ns) {
+            return None;
+        }
+        Some(self.sort::<B>(memory, packet, !alone, space))
+    }
+
+    #[inline(never)]
+    fn without_slot(&mut self, mut packet: Packet<'_>, coalesced: bool, head: &Head) -> Outcome {
+        if coalesced {
+            self.coalesced(&mut packet);
+        }
+        self.core.without_slot(head.bytes());
+        Outcome::Taken
+    }
+
+    /// Whether packets change nothing about readers and the room that they leave.
+    #[inline]
+    fn is_quiet(&self) -> bool {
+        (self.core.claim().wrapping_sub(self.quiet_to) as i64) < 0
+    }
+
+    /// Whether clocks and sockets are to be looked at.
+    #[inline]
+    fn is_time(&self, now_ns: u64) -> bool {
+        now_ns.saturating_sub(self.looked_ns) >= HOUSEKEEPING_NS
+    }
+
+    #[inline(never)]
+    fn look_again(&mut self, memory: &Memory, now_ns: u64) {
+        self.observe_readers(memory, now_ns);
+        self.publish_readers(memory);
+    }
+
+    /// Learns up to where it [is quiet](Self::is_quiet).
+    fn settle_quiet(&mut self) {
+        let fuller_at = self.core.fuller_at();
+        let sooner = fuller_at.filter(|at| (at.wrapping_sub(self.look_at) as i64) < 0);
+        self.quiet_to = sooner.unwrap_or(self.look_at);
     }
 
     /// A packet came coalesced with others: it counts as such, and tells so or gets a time of its own.
-    #[inline(never)]
     fn coalesced(&mut self, packet: &mut Packet<'_>) {
         packet.coalesced = true;
         if !self.exact_times {
@@ -521,24 +598,33 @@ impl Engine {
     /// A train of packets of a leg, all of them RTP when it was taken. `like` tells what they have in
     /// common. [`conclude`](Self::conclude) follows.
     pub(crate) fn train(&mut self, memory: &Memory, like: &Datagram<'_>, train: &mut Train<'_>) {
-        let mut packet = like.packet;
         let ring = memory.ring();
+        let packet = Packet { coalesced: true, ..like.packet };
         let mut count = 0_u64;
-        let mut run = None;
-        while let Some(len) = train.next_packet() {
-            (packet.len, packet.coalesced) = (len, true);
-            self.give_time(&mut packet);
-            if run.is_none() {
-                run = self.core.begin_run(&packet);
+        let mut next = train.next_packet();
+        while let Some(len) = next {
+            if self.must_look() {
+                self.observe_readers(memory, like.now_ns);
             }
-            let outcome = self.place::<_, true>(
-                memory,
-                Some(&ring),
-                &mut packet,
-                like.now_ns,
-                train,
-                &mut run,
-            );
+            // With a time of its own each is for itself.
+            let (taken, end) = if self.exact_times {
+                (0, RunEnd::Before { len })
+            } else {
+                let mut packets = TrainPackets { memory, train };
+                self.core.take_run(&ring, &packet, self.look_at, len, &mut packets)
+            };
+            count = count.wrapping_add(taken);
+            let outcome = match end {
+                RunEnd::Done => break,
+                RunEnd::Before { len } => self.place(memory, Packet { len, ..packet }, train),
+                RunEnd::Copied { slot, len } => {
+                    // SAFETY: The slot was taken from the free ones, and is nobody's but ours until the verdict.
+                    let space = unsafe { memory.slot(slot) };
+                    let bytes = space.get(..len as usize).unwrap_or_default();
+                    self.sort::<Train<'_>>(memory, Packet { slot, len, ..packet }, false, bytes)
+                }
+                RunEnd::Torn => Outcome::Left,
+            };
             if outcome != Outcome::Taken {
                 // It is no longer what it was, and nobody gets it.
                 let counters = self.core.counters_mut();
@@ -546,8 +632,8 @@ impl Engine {
                 bump(&mut counters.dropped_invalid, 1);
             }
             count = count.wrapping_add(1);
+            next = train.next_packet();
         }
-        self.end_run(&mut run);
         if !self.exact_times {
             self.core.count_coalesced(count);
         }
@@ -565,84 +651,54 @@ impl Engine {
         }
     }
 
-    fn end_run(&mut self, run: &mut Option<Run>) {
-        if let Some(run) = run.take() {
-            self.core.end_run(&run);
-        }
-    }
-
-    /// Finds a slot for a packet, copies it there and gives it its place in the ring. Only one of a `TRAIN` has
-    /// a `ring` at hand and may have a `run`, which it ends if it is not of it.
-    #[inline(always)]
-    fn place<B: Bytes, const TRAIN: bool>(
-        &mut self,
-        memory: &Memory,
-        ring: Option<&RingView<'_>>,
-        packet: &mut Packet<'_>,
-        now_ns: u64,
-        bytes: &mut B,
-        run: &mut Option<Run>,
-    ) -> Outcome {
-        if self.must_look() {
-            self.observe_readers(memory, now_ns);
-        }
+    /// Finds a slot for a packet of a train that is of no run, copies it there and gives it its place in the ring.
+    #[inline(never)]
+    fn place(&mut self, memory: &Memory, packet: Packet<'_>, train: &mut Train<'_>) -> Outcome {
+        let mut packet = packet;
+        self.give_time(&mut packet);
         let Some(slot) = self.core.take_slot() else {
-            if TRAIN {
-                self.end_run(run);
-            }
-            self.core.without_slot(bytes.head().bytes());
+            self.core.without_slot(train.head().bytes());
             return Outcome::Taken;
         };
         packet.slot = slot;
         // SAFETY: The slot was taken from the free ones, and is nobody's but ours until the verdict.
         let space = unsafe { memory.slot(slot) };
-        let verdict = match space.get_mut(..packet.len as usize) {
-            Some(space) => {
-                packet.truncated = false;
-                if !bytes.copy(space) {
-                    self.core.give_back(slot);
-                    return Outcome::Left;
-                }
-                let taken = match (run.as_mut(), ring) {
-                    (Some(run), Some(ring)) if TRAIN => {
-                        self.core.take_of_run(run, ring, packet, space)
-                    }
-                    _ => self.core.take_steadily(&memory.ring(), packet, space),
-                };
-                if taken {
-                    return Outcome::Taken;
-                }
-                if TRAIN {
-                    self.end_run(run);
-                }
-                self.sort::<B>(memory, packet, space)
-            }
-            None => {
-                packet.truncated = true;
-                let head = bytes.head();
-                if TRAIN {
-                    self.end_run(run);
-                }
-                self.sort::<B>(memory, packet, head.bytes())
-            }
+        let Some(space) = space.get_mut(..packet.len as usize) else {
+            packet.truncated = true;
+            return self.sort::<Train<'_>>(memory, packet, false, train.head().bytes());
+        };
+        if !train.copy(space) {
+            self.core.give_back(slot);
+            return Outcome::Left;
+        }
+        self.sort::<Train<'_>>(memory, packet, false, space)
+    }
+
+    /// A packet that is not plainly the next one, in a slot that is given back unless it is kept. `coalesced`: with
+    /// others, as nobody has told yet.
+    #[inline(never)]
+    fn sort<B: Bytes>(
+        &mut self,
+        memory: &Memory,
+        mut packet: Packet<'_>,
+        coalesced: bool,
+        bytes: &[u8],
+    ) -> Outcome {
+        if coalesced {
+            self.coalesced(&mut packet);
+        }
+        let verdict = if B::is_still(bytes) {
+            self.core.packet(&memory.ring(), &packet, bytes)
+        } else {
+            Verdict::Passed(Kind::Other)
         };
         if verdict != Verdict::Kept {
-            self.core.give_back(slot);
+            self.core.give_back(packet.slot);
         }
         match verdict {
             Verdict::Kept | Verdict::Free => Outcome::Taken,
-            // A filter left less of it than a header.
+            // A filter left less of it than a header, or its sender made it something else.
             Verdict::Passed(_) => Outcome::Left,
-        }
-    }
-
-    /// A packet that is not plainly the next one.
-    #[inline(never)]
-    fn sort<B: Bytes>(&mut self, memory: &Memory, packet: &Packet<'_>, bytes: &[u8]) -> Verdict {
-        if B::is_still(bytes) {
-            self.core.packet(&memory.ring(), packet, bytes)
-        } else {
-            Verdict::Passed(Kind::Other)
         }
     }
 
@@ -692,6 +748,7 @@ impl Engine {
 
     /// Publishes what was placed, figures first: they are never behind what a reader has. Wakes whom it
     /// concerns. Returns when [`service`](Self::service) is due.
+    #[inline(never)]
     pub(crate) fn conclude(
         &mut self,
         memory: &Memory,
@@ -699,7 +756,7 @@ impl Engine {
         now_ns: u64,
     ) -> Option<u64> {
         self.pending = false;
-        if now_ns.saturating_sub(self.looked_ns) >= HOUSEKEEPING_NS {
+        if self.is_time(now_ns) {
             self.look_around(memory, now_ns);
         }
         // As they were after the packets before, unless that makes a difference.
@@ -709,24 +766,90 @@ impl Engine {
         }
         self.core.tally_positions();
         self.core.publish_figures(memory, now_ns);
-        let before = self.published;
         let demoted = self.core.counted().readers_demoted;
         if self.core.show(&memory.ring(), now_ns) {
-            self.published = self.core.head();
-            trace::publish(self.id, self.published, self.published.wrapping_sub(before));
+            self.trace_news();
         }
         self.skip_lapped();
+        self.settle_quiet();
         let full = self.core.counted().dropped_ring_full;
         if full != self.traced {
             trace::drop(self.id, self.core.head(), full.wrapping_sub(self.traced));
             self.traced = full;
         }
+        let unsaid = self.core.counted().readers_demoted != demoted;
+        self.tell_readers(memory, waits, now_ns, unsaid)
+    }
+
+    /// Publishes the [usual](Self::datagram) packet, and wakes whom it concerns. Returns as
+    /// [`conclude`](Self::conclude).
+    #[inline(always)]
+    pub(crate) fn show_usual(
+        &mut self,
+        memory: &Memory,
+        waits: &[WaitQueue; READERS_MAX],
+        now_ns: u64,
+    ) -> Option<u64> {
+        self.core.show_next(&memory.ring());
+        self.trace_news();
+        if self.are_heard(memory) {
+            // The usual packet leaves no gap open.
+            return None;
+        }
+        self.tell_usual(memory, waits, now_ns)
+    }
+
+    #[inline(never)]
+    fn tell_usual(
+        &mut self,
+        memory: &Memory,
+        waits: &[WaitQueue; READERS_MAX],
+        now_ns: u64,
+    ) -> Option<u64> {
+        self.tell_readers(memory, waits, now_ns, false)
+    }
+
+    /// There are packets that were not visible before.
+    #[inline(always)]
+    fn trace_news(&mut self) {
+        let before = core::mem::replace(&mut self.published, self.core.head());
+        trace::publish(self.id, self.published, self.published.wrapping_sub(before));
+    }
+
+    /// Wakes whom new packets concern, and publishes what that changes; figures also if they are `unsaid`. Returns
+    /// when [`service`](Self::service) is due.
+    #[inline(always)]
+    fn tell_readers(
+        &mut self,
+        memory: &Memory,
+        waits: &[WaitQueue; READERS_MAX],
+        now_ns: u64,
+        unsaid: bool,
+    ) -> Option<u64> {
         let (woken, patience_ns) = self.wake_readers(memory, waits, now_ns);
-        if woken || self.core.counted().readers_demoted != demoted {
+        if woken || unsaid {
             self.publish_figures(memory, now_ns);
         }
         self.publish_readers(memory);
         earlier(self.core.next_deadline(), patience_ns)
+    }
+
+    /// Whether all readers were woken, and none has said anything since.
+    #[inline(always)]
+    fn are_heard(&self, memory: &Memory) -> bool {
+        let mut left = self.readers;
+        while left != 0 {
+            let reader = left.trailing_zeros() as usize;
+            left &= left.wrapping_sub(1);
+            // After the head was published, with a full fence between.
+            let control = memory.control(reader);
+            let (tail, wake_at) = (control.position.load_acquire(), control.wake_at.load());
+            let Some(seen) = self.seen.get(reader) else { return false };
+            if !seen.woken || seen.tail != tail || seen.wake_at != wake_at {
+                return false;
+            }
+        }
+        true
     }
 
     fn reader_indices(&self) -> impl Iterator<Item = usize> {
@@ -774,6 +897,7 @@ impl Engine {
         let slack = u64::from(self.core.window()).saturating_add(ROOM_LOW);
         let positions = memory.header().slot_count;
         self.look_at = slowest.wrapping_add(u64::from(positions)).wrapping_sub(slack);
+        self.settle_quiet();
         if self.lens.is_empty() {
             return;
         }
@@ -885,7 +1009,7 @@ impl Engine {
     }
 
     fn wake(&mut self, reader: usize, waits: &[WaitQueue; READERS_MAX]) {
-        bump(&mut self.core.counters_mut().wakeups, 1);
+        self.core.count_wakeup();
         trace::wake(self.id, reader as u32, self.core.head());
         if let Some(wait) = waits.get(reader) {
             wait.wake(READABLE);
@@ -984,6 +1108,7 @@ impl Engine {
         control.wake_at.store(head.wrapping_add(1));
         self.look_at = head;
         self.core.refresh_limit();
+        self.settle_quiet();
         self.publish_figures(memory, now_ns);
         self.publish_readers(memory);
         Ok((reader, head))
@@ -1021,6 +1146,7 @@ impl Engine {
             return Err(EBUSY);
         }
         self.traced = 0;
+        self.settle_quiet();
         self.publish_figures(memory, now_ns);
         Ok(())
     }

@@ -47,6 +47,8 @@ const WORDS: usize = PAGE / 8;
 struct Page([Word; WORDS]);
 
 const _: () = assert!(size_of::<Page>() == PAGE && PAGE == kernel::page::PAGE_SIZE);
+const _: () = assert!(Block::len_words(LegFigures::WORDS) <= status::LEGS_STRIDE / 8);
+const _: () = assert!(Block::len_words(SourceFigures::WORDS) <= status::SOURCES_STRIDE / 8);
 
 /// Pages that are zero at first, charged to the memory cgroup of whoever asks for them.
 pub(crate) struct Pages(Vec<Page, allocator::Pages>);
@@ -72,6 +74,15 @@ impl Pages {
                 core::slice::from_raw_parts(self.0.as_ptr().cast::<Word>().add(first), count)
             },
             _ => &[],
+        }
+    }
+
+    /// `count` blocks of `WORDS` words each; none if there are not as many.
+    fn blocks<const WORDS: usize>(&self, offset: usize, count: usize) -> &[[Word; WORDS]] {
+        let words = self.words(offset, count.saturating_mul(WORDS));
+        // SAFETY: As many words as they are together, or none.
+        unsafe {
+            core::slice::from_raw_parts(words.as_ptr().cast(), words.len().checked_div(WORDS).unwrap_or(0))
         }
     }
 
@@ -209,6 +220,9 @@ struct Places {
     head: NonNull<Word>,
     descriptors: NonNull<[DescriptorWords]>,
     counters: NonNull<[Word]>,
+    legs: NonNull<[[Word; status::LEGS_STRIDE / 8]]>,
+    sources: NonNull<[[Word; status::SOURCES_STRIDE / 8]]>,
+    controls: NonNull<[Page]>,
     state: NonNull<Word>,
     slots: NonNull<u8>,
 }
@@ -219,7 +233,7 @@ unsafe impl Send for Places {}
 unsafe impl Sync for Places {}
 
 impl Places {
-    fn new(header: &Header, region: &Pages) -> Self {
+    fn new(header: &Header, region: &Pages, controls: &Pages) -> Self {
         let word = |offset: usize| NonNull::from(region.words(offset, 1).first().unwrap_or(&NOWHERE));
         let count = header.slot_count as usize;
         let words =
@@ -239,6 +253,9 @@ impl Places {
             counters: NonNull::from(
                 region.words(status::COUNTERS, Block::len_words(StreamCounters::WORDS)),
             ),
+            legs: NonNull::from(region.blocks(status::LEGS, LEGS_MAX)),
+            sources: NonNull::from(region.blocks(status::SOURCES, header.sources_count as usize)),
+            controls: NonNull::from(&*controls.0),
             // SAFETY: The slots part is in the region.
             slots: unsafe { region.start().add(header.slots_offset as usize) },
         }
@@ -267,7 +284,7 @@ impl Memory {
         let count = usize::try_from(header.total_len)? / PAGE;
         let controls = Pages::new(layout::control_pages(&header))?;
         let region = Pages::new(count)?;
-        let places = Places::new(&header, &region);
+        let places = Places::new(&header, &region, &controls);
         let memory = Self { header, region, controls, places };
         memory.write_header();
         memory.live(status::CLAIM).store(start);
@@ -338,13 +355,17 @@ impl Memory {
     }
 
     /// The control page of one reader, or of the writer, which is the first. What it says is whatever its user wrote.
+    #[inline]
     pub(crate) fn control(&self, reader: usize) -> ControlView<'_> {
-        let page = reader.saturating_mul(PAGE);
-        let word = |offset: usize| match self.controls.words(page.saturating_add(offset), 1) {
-            [word] => word,
-            _ => &NOWHERE,
-        };
-        ControlView { position: word(control::TAIL), wake_at: word(control::WAKE_AT) }
+        // SAFETY: They are pages of `controls`, which lives as long as `self` and is not moved.
+        let pages = unsafe { self.places.controls.as_ref() };
+        match pages.get(reader) {
+            Some(Page(words)) => ControlView {
+                position: &words[control::TAIL / 8],
+                wake_at: &words[control::WAKE_AT / 8],
+            },
+            None => ControlView { position: &NOWHERE, wake_at: &NOWHERE },
+        }
     }
 
     /// Whether nobody but the stream has the control page of `reader`, whose file is closed or was never
@@ -476,20 +497,23 @@ impl FigureBlocks for Memory {
         Block { words: unsafe { self.places.counters.as_ref() } }
     }
 
+    #[inline]
     fn leg(&self, leg: usize) -> Block<'_> {
-        let leg = leg.min(LEGS_MAX.saturating_sub(1));
-        let offset = status::LEGS.saturating_add(leg.saturating_mul(status::LEGS_STRIDE));
-        Block { words: self.region.words(offset, Block::len_words(LegFigures::WORDS)) }
+        // SAFETY: They are in the region, which lives as long as `self` and is not moved.
+        block(unsafe { self.places.legs.as_ref() }.get(leg))
     }
 
+    #[inline]
     fn source(&self, index: u16) -> Block<'_> {
-        if u32::from(index) >= self.header.sources_count {
-            return Block { words: &[] };
-        }
-        let offset = status::SOURCES
-            .saturating_add(usize::from(index).saturating_mul(status::SOURCES_STRIDE));
-        Block { words: self.region.words(offset, Block::len_words(SourceFigures::WORDS)) }
+        // SAFETY: As above.
+        block(unsafe { self.places.sources.as_ref() }.get(usize::from(index)))
     }
+}
+
+/// The block at the beginning of `words`. What is behind it is nobody's.
+#[inline]
+fn block<const WORDS: usize>(words: Option<&[Word; WORDS]>) -> Block<'_> {
+    Block { words: words.map_or(&[], |words| words) }
 }
 
 /// Stands in for a word that is outside of the region, which no offset here is.

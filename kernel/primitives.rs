@@ -338,25 +338,64 @@ pub(crate) fn random() -> u64 {
     unsafe { bindings::get_random_u64() }
 }
 
-/// Trace events.
+/// Trace events. One that nobody listens to costs a look at its key: no call.
 pub(crate) mod trace {
+    use core::ptr::addr_of;
+
+    use kernel::bindings::tracepoint;
+
     use super::shim;
 
+    // What trace.h defines. A part of it that is not looked at is unknown to the compiler.
+    #[allow(improper_ctypes)]
+    extern "C" {
+        static __tracepoint_rtp_mgr_publish: tracepoint;
+        static __tracepoint_rtp_mgr_drop: tracepoint;
+        static __tracepoint_rtp_mgr_wake: tracepoint;
+    }
+
+    /// Whether somebody listens.
+    ///
+    /// # Safety
+    ///
+    /// `point` is one of those above.
+    #[inline(always)]
+    unsafe fn is_on(point: *const tracepoint) -> bool {
+        // SAFETY: The count lives as long as the module. Others change it at any time: it is read once, as
+        // the kernel's static_key_count() does. While the first listener comes it is negative.
+        unsafe { addr_of!((*point).key.key.enabled.counter).read_volatile() != 0 }
+    }
+
     /// Packets became visible.
+    #[inline(always)]
     pub(crate) fn publish(stream: u64, head: u64, packets: u64) {
-        // SAFETY: Plain numbers.
-        unsafe { shim::rtp_mgr_trace_publish(stream, head, packets) };
+        // SAFETY: That is the event's. Plain numbers.
+        unsafe {
+            if is_on(addr_of!(__tracepoint_rtp_mgr_publish)) {
+                shim::rtp_mgr_trace_publish(stream, head, packets);
+            }
+        }
     }
 
     /// Packets were dropped because the ring was full.
+    #[inline(always)]
     pub(crate) fn drop(stream: u64, head: u64, packets: u64) {
-        // SAFETY: Plain numbers.
-        unsafe { shim::rtp_mgr_trace_drop(stream, head, packets) };
+        // SAFETY: As above.
+        unsafe {
+            if is_on(addr_of!(__tracepoint_rtp_mgr_drop)) {
+                shim::rtp_mgr_trace_drop(stream, head, packets);
+            }
+        }
     }
 
     /// A reader was woken.
+    #[inline(always)]
     pub(crate) fn wake(stream: u64, reader: u32, head: u64) {
-        // SAFETY: Plain numbers.
-        unsafe { shim::rtp_mgr_trace_wake(stream, reader, head) };
+        // SAFETY: As above.
+        unsafe {
+            if is_on(addr_of!(__tracepoint_rtp_mgr_wake)) {
+                shim::rtp_mgr_trace_wake(stream, reader, head);
+            }
+        }
     }
 }

@@ -194,7 +194,7 @@ impl Receive {
     #[inline(always)]
     pub(crate) unsafe fn datagram(
         &self,
-        datagram: &mut Datagram<'_>,
+        datagram: &Datagram<'_>,
         bytes: &mut impl Bytes,
     ) -> Outcome {
         let memory = &self.shared.memory;
@@ -203,14 +203,17 @@ impl Receive {
         if !engine.is_running() {
             return Outcome::Left;
         }
+        let waits = &self.shared.waits;
         let outcome = engine.datagram(memory, datagram, bytes);
-        let due_ns = if datagram.more {
-            Some(engine.postpone(datagram.now_ns))
-        } else {
-            engine.conclude(memory, &self.shared.waits, datagram.now_ns)
+        let due_ns = match outcome {
+            None => engine.show_usual(memory, waits, datagram.now_ns),
+            Some(_) if datagram.more => Some(engine.postpone(datagram.now_ns)),
+            Some(_) => engine.conclude(memory, waits, datagram.now_ns),
         };
-        self.arm(&mut engine, due_ns);
-        outcome
+        if due_ns.is_some() {
+            self.arm(&mut engine, due_ns);
+        }
+        outcome.unwrap_or(Outcome::Taken)
     }
 
     /// A train of packets of a leg, all of them RTP when it was taken, published together. `like` tells

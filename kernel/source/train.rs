@@ -149,9 +149,16 @@ impl Train<'_> {
         self.advance(rest);
         let (size, mut block, mut left) = (self.size, self.block, self.left);
         let mut is_rtp = true;
+        // What tells RTP is the same in all packets of most trains: begun with what RTP may have.
+        let mut rtp_bits = header::start_bits([0x80, 0]);
         while is_rtp && left >= size {
             // SAFETY: `left` bytes are at hand, more than two; they are read once.
-            is_rtp = header::is_rtp_start(unsafe { block.cast::<[u8; 2]>().read_volatile() });
+            let first = unsafe { block.cast::<[u8; 2]>().read_volatile() };
+            let bits = header::start_bits(first);
+            if bits != rtp_bits {
+                is_rtp = header::is_rtp_start(first);
+                rtp_bits = bits;
+            }
             // SAFETY: As many bytes are at hand.
             block = unsafe { block.add(size as usize) };
             left = left.wrapping_sub(size);

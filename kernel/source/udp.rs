@@ -289,10 +289,10 @@ unsafe extern "C" fn rtp_mgr_udp_packet(
     }
     let Some(packet) = NonNull::new(skb).filter(|_| receive.is_running()) else { return 1 };
     // SAFETY: Socket and packet are those of this call.
-    let Some((mut datagram, bytes)) = (unsafe { port.accept(sk, skb, &mut arrival) }) else { return 0 };
+    let Some((datagram, bytes)) = (unsafe { port.accept(sk, skb, &mut arrival) }) else { return 0 };
     let mut single = Single { skb: packet, len: datagram.packet.len, bytes };
     // SAFETY: The UDP code calls encap_rcv in softirq; the shim's hook hands nothing over elsewhere.
-    let outcome = unsafe { receive.datagram(&mut datagram, &mut single) };
+    let outcome = unsafe { receive.datagram(&datagram, &mut single) };
     // SAFETY: The packet is that of this call.
     unsafe { answer(outcome, skb) }
 }

@@ -12,7 +12,7 @@ use loom::sync::atomic;
 
 #[cfg(all(kernel, not(target_arch = "x86_64")))]
 use ::kernel::sync::atomic::ordering as kernel_order;
-#[cfg(kernel)]
+#[cfg(all(kernel, not(target_arch = "x86_64")))]
 use ::kernel::sync::barrier;
 #[cfg(not(kernel))]
 use atomic::{fence, Ordering};
@@ -159,8 +159,14 @@ pub fn fence_read() {
 pub fn fence_full() {
     #[cfg(not(kernel))]
     fence(Ordering::SeqCst);
-    #[cfg(all(kernel, kernel_before_7_3))]
+    // The kernel's own `smp_mb()`, which its Rust API calls a C function for.
+    // SAFETY: Nothing is written; kernel code has no red zone.
+    #[cfg(all(kernel, target_arch = "x86_64"))]
+    unsafe {
+        core::arch::asm!("lock add dword ptr [rsp - 4], 0", options(nostack));
+    }
+    #[cfg(all(kernel, not(target_arch = "x86_64"), kernel_before_7_3))]
     barrier::smp_mb();
-    #[cfg(all(kernel, not(kernel_before_7_3)))]
+    #[cfg(all(kernel, not(target_arch = "x86_64"), not(kernel_before_7_3)))]
     barrier::smp_mb(barrier::Full);
 }

@@ -37,7 +37,7 @@ pub(super) enum Changed {
 }
 
 /// Writes the word of a block that is at this byte of it.
-#[inline]
+#[inline(always)]
 fn put<const WORDS: usize>(words: &[Word; WORDS], offset: usize, value: u64) {
     if let Some(word) = words.get(offset / 8) {
         word.store(value);
@@ -46,14 +46,15 @@ fn put<const WORDS: usize>(words: &[Word; WORDS], offset: usize, value: u64) {
 
 macro_rules! update {
     ($block:expr, $type:ident { $($field:ident: $value:expr,)* }) => {
-        $block.update::<{ $type::WORDS }>(|words| {
+        if let Some(words) = $block.begin::<{ $type::WORDS }>() {
             $(put(words, offset_of!($type, $field), $value);)*
-        })
+            $block.end();
+        }
     };
 }
 
-/// The counters that plain packets change. `counters` are those that are kept, `expected` is derived.
-#[inline]
+/// The counters that plain packets and waking readers change. `counters` are those that are kept, `expected` is derived.
+#[inline(always)]
 pub(super) fn publish_plain_counters(
     block: &Block<'_>,
     counters: &StreamCounters,
@@ -69,14 +70,36 @@ pub(super) fn publish_plain_counters(
             bytes: counters.bytes,
             expected: expected,
             coalesced: counters.coalesced,
+            wakeups: counters.wakeups,
             high_watermark: counters.high_watermark,
             updated_ns: now_ns,
         }
     );
 }
 
+/// Those of them that a packet changes which came by itself and found room that was in use before.
+#[inline(always)]
+pub(super) fn publish_next_counters(
+    block: &Block<'_>,
+    counters: &StreamCounters,
+    expected: u64,
+    now_ns: u64,
+) {
+    update!(
+        block,
+        StreamCounters {
+            received: counters.received,
+            published: counters.published,
+            unique: counters.unique,
+            bytes: counters.bytes,
+            expected: expected,
+            updated_ns: now_ns,
+        }
+    );
+}
+
 /// The figures of a leg that plain packets change.
-#[inline]
+#[inline(always)]
 pub(super) fn publish_plain_leg(
     block: &Block<'_>,
     figures: &LegFigures,
@@ -97,7 +120,7 @@ pub(super) fn publish_plain_leg(
 }
 
 /// The figures of a source that plain packets change.
-#[inline]
+#[inline(always)]
 pub(super) fn publish_plain_source(block: &Block<'_>, source: &Source) {
     let jitter = source.jitter();
     update!(

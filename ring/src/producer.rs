@@ -51,6 +51,16 @@ impl Producer {
         }
     }
 
+    /// [`claim_up_to`](Self::claim_up_to) of one position more, which is returned.
+    #[inline(always)]
+    pub fn claim_next(&mut self, view: &RingView<'_>) -> u64 {
+        let position = self.claim;
+        self.claim = position.wrapping_add(1);
+        view.claim.store(self.claim);
+        fence_write();
+        position
+    }
+
     /// Writes the descriptor of a claimed position.
     #[inline(always)]
     pub fn write(&self, view: &RingView<'_>, position: u64, descriptor: &Descriptor) {

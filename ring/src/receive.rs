@@ -218,7 +218,7 @@ pub struct ReceiveCore<M: Memory> {
 }
 
 /// What is to be published of the figures that are not a source's.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Changes {
     counters: Changed,
     legs: Changed,
@@ -226,6 +226,7 @@ pub(super) struct Changes {
 
 impl Changes {
     const ALL: Self = Self { counters: Changed::Anything, legs: Changed::Anything };
+    const NONE: Self = Self { counters: Changed::Nothing, legs: Changed::Nothing };
 
     /// What there was, and what a plain packet changes.
     #[inline]
@@ -608,6 +609,14 @@ impl<M: Memory> ReceiveCore<M> {
         self.used() > self.counters.high_watermark
     }
 
+    /// The first position that takes more into use than ever before, as far as the tails that were looked at
+    /// tell: from there on [`is_fuller`](Self::is_fuller). `None`: there is none.
+    #[inline]
+    pub fn fuller_at(&self) -> Option<u64> {
+        let filled = self.counters.high_watermark.wrapping_sub(u64::from(self.slot_count));
+        Some(self.limit?.wrapping_add(filled))
+    }
+
     /// Makes everything placed so far visible and accounts for readers that were overrun. Returns
     /// whether readers have something new.
     pub fn flush(&mut self, view: &RingView<'_>, now_ns: u64) -> bool {
@@ -623,6 +632,12 @@ impl<M: Memory> ReceiveCore<M> {
             self.account_for_readers(now_ns);
         }
         news
+    }
+
+    /// [`show`](Self::show) after [`take_and_tell`](Self::take_and_tell), where no reader is a whole ring behind.
+    #[inline(always)]
+    pub fn show_next(&mut self, view: &RingView<'_>) {
+        self.staging.publish(view);
     }
 
     /// Readers that were overrun, and those that have kept the ring full for too long.
@@ -689,7 +704,14 @@ impl<M: Memory> ReceiveCore<M> {
         self.changed = Changes::ALL;
     }
 
-    fn expected(&self) -> u64 {
+    /// Whether everything is published as it is, but for positions that are in use.
+    #[inline(always)]
+    pub(super) fn is_published(&self) -> bool {
+        self.changed == Changes::NONE && self.table.is_published()
+    }
+
+    #[inline]
+    pub(super) fn expected(&self) -> u64 {
         if self.followed.is_some() {
             self.run.expected()
         } else {
@@ -700,10 +722,7 @@ impl<M: Memory> ReceiveCore<M> {
     /// Publishes the figures as they are now, as far as they changed since the last time.
     #[inline(always)]
     pub fn publish_figures(&mut self, to: &impl FigureBlocks, now_ns: u64) {
-        let changed = core::mem::replace(
-            &mut self.changed,
-            Changes { counters: Changed::Nothing, legs: Changed::Nothing },
-        );
+        let changed = core::mem::replace(&mut self.changed, Changes::NONE);
         let legs = usize::from(self.config.legs);
         match changed.counters {
             Changed::Anything => self.publish_counters(to, now_ns),
@@ -770,6 +789,13 @@ impl<M: Memory> ReceiveCore<M> {
     pub fn count_coalesced(&mut self, count: u64) {
         add(&mut self.counters.coalesced, count);
         self.changed = self.changed.and_plain();
+    }
+
+    /// A reader was woken.
+    #[inline]
+    pub fn count_wakeup(&mut self) {
+        bump(&mut self.counters.wakeups);
+        self.changed.counters = self.changed.counters.max(Changed::Plain);
     }
 
     /// The counters that are kept: of those that [`counters`](Self::counters) derives, nothing.

@@ -219,6 +219,68 @@ pub struct Source {
     jitter: Jitter,
 }
 
+/// What a sum is that adding `amount` to was too much for. It takes a lifetime to come to that.
+#[cold]
+fn saturated(amount: i64) -> i64 {
+    if amount < 0 {
+        i64::MIN
+    } else {
+        i64::MAX
+    }
+}
+
+/// The next packets of a source, which are not all accounted for before [`end`](Self::end).
+#[derive(Debug)]
+pub(super) struct Streak<'a> {
+    source: &'a mut Source,
+    arrival_ns: u64,
+    /// Extended sequence number.
+    latest: u64,
+    bytes: u64,
+}
+
+impl Streak<'_> {
+    /// [`observe_next`](Source::observe_next) of one more.
+    #[inline(always)]
+    pub(super) fn observe_next(&mut self, timestamp: u32, payload_len: u32, marker: bool) -> u64 {
+        let source = &mut *self.source;
+        let seen = Seen {
+            // Of no account here.
+            sequence: 0,
+            timestamp,
+            arrival_ns: self.arrival_ns,
+            payload_len,
+            payload_type: 0,
+            marker,
+        };
+        source.observe_pace_again(self.arrival_ns);
+        source.observe_top(&seen);
+        if source.clock_rate != 0 {
+            source.jitter.observe_sound(&seen, source.clock_rate);
+        }
+        self.bytes = self.bytes.wrapping_add(payload_len.into());
+        self.latest = self.latest.wrapping_add(1);
+        self.latest
+    }
+
+    /// Accounts for them. Returns how many they were, their payload in bytes, and the last one's number.
+    #[inline]
+    pub(super) fn end(self) -> (u64, u64, u64) {
+        let Self { source, bytes, latest, .. } = self;
+        let count = latest.wrapping_sub(source.highest);
+        if count > 0 {
+            source.mark_all(source.highest.wrapping_add(1), count);
+            source.highest = latest;
+            source.received = source.received.wrapping_add(count);
+            source.unique = source.unique.wrapping_add(count);
+            source.bytes = source.bytes.wrapping_add(bytes);
+            source.last = source.top;
+            source.jitter.after_comfort_noise = false;
+        }
+        (count, bytes, latest)
+    }
+}
+
 impl Source {
     /// A source that nothing has come from. `clock_rate` in Hz, 0 when it is not known.
     pub const fn new(clock_rate: u32) -> Self {
@@ -425,6 +487,12 @@ impl Source {
         ext
     }
 
+    /// Shows the source its next packets, which arrived together.
+    #[inline(always)]
+    pub(super) fn streak(&mut self, arrival_ns: u64) -> Streak<'_> {
+        Streak { latest: self.highest, source: self, arrival_ns, bytes: 0 }
+    }
+
     /// The figures, with `clock_rate` in its place and everything that identifies the source zero.
     pub fn figures(&self) -> SourceFigures {
         SourceFigures {
@@ -569,9 +637,22 @@ impl Source {
     /// The packet with the highest number.
     #[inline]
     fn observe_top(&mut self, seen: &Seen) {
-        let ticks = seen.timestamp.wrapping_sub(self.top.timestamp) as i32;
-        self.run_ticks = self.run_ticks.saturating_add(ticks.into());
+        let ticks = i64::from(seen.timestamp.wrapping_sub(self.top.timestamp) as i32);
+        self.run_ticks = match self.run_ticks.checked_add(ticks) {
+            Some(run_ticks) => run_ticks,
+            None => saturated(ticks),
+        };
         self.top = Instant { arrival_ns: seen.arrival_ns, timestamp: seen.timestamp };
+    }
+
+    /// [`observe_pace`](Self::observe_pace) of a packet that probably came with the highest.
+    #[inline(always)]
+    fn observe_pace_again(&mut self, arrival_ns: u64) {
+        if self.top.arrival_ns == arrival_ns && self.pace_count == PACE_GAPS {
+            self.pace_ns = self.pace_ns.wrapping_sub(self.pace_ns / PACE_GAPS);
+        } else {
+            self.observe_pace(arrival_ns);
+        }
     }
 
     /// Averages the time from one number to the next: plainly at first, then sliding.
@@ -665,6 +746,21 @@ impl Source {
 
     fn give_up(&mut self, stray: &Stray) {
         self.strays = self.strays.wrapping_add(stray.copies).wrapping_add(1);
+    }
+
+    /// Notes that the `count` numbers from `first` on have come, of which none lies behind the window.
+    fn mark_all(&mut self, first: u64, count: u64) {
+        let (mut next, mut left) = (first, count);
+        while left > 0 {
+            let bit = next % 64;
+            let here = 64_u64.wrapping_sub(bit).min(left);
+            let bits = u64::MAX.wrapping_shr(64_u64.wrapping_sub(here) as u32);
+            if let Some(word) = self.window.get_mut((next / 64) as usize % WINDOW_WORDS) {
+                *word |= bits.wrapping_shl(bit as u32);
+            }
+            next = next.wrapping_add(here);
+            left = left.wrapping_sub(here);
+        }
     }
 
     /// Marks `ext` as come. `false` when it was.

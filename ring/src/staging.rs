@@ -103,6 +103,21 @@ impl<S: DerefMut<Target = [u32]>> FreeSlots<S> {
         Some(slot)
     }
 
+    /// Gives back those that entries have.
+    fn take_back(&mut self, entries: &mut [Entry]) {
+        let mut len = self.len;
+        for entry in entries {
+            let slot = core::mem::replace(&mut entry.slot, NO_SLOT);
+            if slot != NO_SLOT {
+                if let Some(place) = self.stack.get_mut(len) {
+                    *place = slot;
+                    len = len.wrapping_add(1);
+                }
+            }
+        }
+        self.len = len;
+    }
+
     /// Gives one back.
     #[inline]
     pub fn push(&mut self, slot: u32) {
@@ -161,6 +176,76 @@ struct Epoch {
     offset: u64,
     /// First position.
     start: u64,
+}
+
+/// Positions that are taken one after the other, which are not all accounted for before [`end`](Self::end).
+#[derive(Debug)]
+pub(super) struct Row<'a> {
+    start: u64,
+    producer: &'a mut Producer,
+    entries: &'a mut [Entry],
+    free: &'a mut [u32],
+    free_len: &'a mut usize,
+    head: &'a mut u64,
+    tally: &'a mut Tally,
+    time_ns: &'a mut u64,
+}
+
+impl Row<'_> {
+    /// The position that comes next.
+    #[inline(always)]
+    pub(super) fn next(&self) -> u64 {
+        self.producer.claim()
+    }
+
+    /// Takes a free slot.
+    #[inline(always)]
+    pub(super) fn take_slot(&mut self) -> Option<u32> {
+        let top = self.free_len.checked_sub(1)?;
+        let slot = self.free.get(top).copied()?;
+        *self.free_len = top;
+        Some(slot)
+    }
+
+    /// Gives one back.
+    #[inline(always)]
+    pub(super) fn give_back(&mut self, slot: u32) {
+        if let Some(place) = self.free.get_mut(*self.free_len) {
+            *place = slot;
+            *self.free_len = self.free_len.wrapping_add(1);
+        }
+    }
+
+    /// Takes the next position.
+    #[inline(always)]
+    pub(super) fn append(&mut self, view: &RingView<'_>, descriptor: &Descriptor, arrival_ns: u64) {
+        let mask = self.entries.len().wrapping_sub(1);
+        let Some(entry) = self.entries.get_mut(self.producer.claim() as usize & mask) else {
+            return;
+        };
+        let present = Entry {
+            time_ns: arrival_ns,
+            slot: descriptor.slot,
+            state: State::Present,
+            legs: 1_u8.wrapping_shl(u32::from(descriptor.leg)),
+            alone: false,
+        };
+        let old = core::mem::replace(entry, present);
+        if old.slot != NO_SLOT {
+            self.give_back(old.slot);
+        }
+        let position = self.producer.claim_next(view);
+        self.producer.write(view, position, descriptor);
+    }
+
+    /// Accounts for them. `time_ns`: CLOCK_TAI of the last one.
+    #[inline(always)]
+    pub(super) fn end(self, time_ns: u64) {
+        let next = self.producer.claim();
+        self.tally.published = self.tally.published.wrapping_add(next.wrapping_sub(self.start));
+        *self.time_ns = time_ns;
+        *self.head = next;
+    }
 }
 
 /// Positions of one receive ring. `E` holds an [`Entry`] per position, `S` a word per slot.
@@ -255,15 +340,18 @@ where
         // Nobody can have released what is not visible yet.
         let published = self.producer.head();
         let end = if distance(tail, published) > 0 { published } else { tail };
-        while distance(end, self.freed) > 0 {
-            let freed = self.freed;
-            let Some(entry) = self.entry(freed) else { return };
-            let slot = core::mem::replace(&mut entry.slot, NO_SLOT);
-            if slot != NO_SLOT {
-                self.free.push(slot);
-            }
-            self.freed = freed.wrapping_add(1);
+        let count = usize::try_from(distance(end, self.freed)).unwrap_or(0);
+        if count == 0 {
+            return;
         }
+        // No more than all of them (`oldest`), in two pieces at most.
+        let start = self.freed as usize & self.entries.len().wrapping_sub(1);
+        let (before, from) = self.entries.split_at_mut_checked(start).unwrap_or_default();
+        let over = count.saturating_sub(from.len());
+        let here = from.len().min(count);
+        self.free.take_back(from.get_mut(..here).unwrap_or_default());
+        self.free.take_back(before.get_mut(..over).unwrap_or_default());
+        self.freed = end;
     }
 
     /// Packets that `leg` alone had. Falls again when the other leg's copy comes after all.
@@ -471,24 +559,24 @@ where
         descriptor: &Descriptor,
         arrival_ns: u64,
     ) {
-        let position = self.claim();
-        let Some(entry) = self.entry(position) else { return };
-        let present = Entry {
-            time_ns: arrival_ns,
-            slot: descriptor.slot,
-            state: State::Present,
-            legs: 1_u8.wrapping_shl(u32::from(descriptor.leg)),
-            alone: false,
-        };
-        let old = core::mem::replace(entry, present);
-        if old.slot != NO_SLOT {
-            self.free.push(old.slot);
+        let mut row = self.row();
+        row.append(view, descriptor, arrival_ns);
+        row.end(descriptor.time_ns);
+    }
+
+    /// Positions that are taken one after the other, each as [`append_plainly`](Self::append_plainly) takes one.
+    #[inline(always)]
+    pub(super) fn row(&mut self) -> Row<'_> {
+        Row {
+            start: self.producer.claim(),
+            producer: &mut self.producer,
+            entries: &mut self.entries,
+            free: &mut self.free.stack,
+            free_len: &mut self.free.len,
+            head: &mut self.head,
+            tally: &mut self.tally,
+            time_ns: &mut self.time_ns,
         }
-        self.producer.claim_up_to(view, position);
-        self.producer.write(view, position, descriptor);
-        self.tally.published = self.tally.published.wrapping_add(1);
-        self.time_ns = descriptor.time_ns;
-        self.head = position.wrapping_add(1);
     }
 
     /// Places a packet of a ring in arrival order. `limit` is the first position that may not be

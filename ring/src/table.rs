@@ -268,6 +268,18 @@ where
         Some(self.latest)
     }
 
+    /// Whether all entries are published as they are.
+    #[inline]
+    pub(super) fn is_published(&self) -> bool {
+        usize::from(self.dirty) >= self.entries.len()
+    }
+
+    /// The entry at `at`, to be changed by whoever publishes it.
+    #[inline(always)]
+    pub(super) fn get_mut(&mut self, at: u16) -> Option<&mut SourceEntry> {
+        self.entries.get_mut(usize::from(at))
+    }
+
     /// The entry at `at`, which is in use, to be shown the next packet of its sequence and nothing else.
     #[inline]
     pub(super) fn touch_plainly(&mut self, at: u16) -> Option<&mut SourceEntry> {

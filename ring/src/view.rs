@@ -7,11 +7,9 @@
 use super::abi::{Descriptor, DESC_WORDS, SEQUENCE_WORDS};
 use super::atomic::{fence_read, fence_write, Word};
 
-/// Words of a descriptor that are written: all, except under the model checker, whose state space
-/// grows with every access. Three name sequence, time and slot.
-const WRITTEN: usize = if cfg!(loom) { 3 } else { DESC_WORDS };
-/// Words that are read: those that say something.
-const READ: usize = if cfg!(loom) { 3 } else { 6 };
+/// Words of a descriptor that are written and read: those that say something; the rest stays zero. Fewer
+/// under the model checker, whose state space grows with every access: three name sequence, time and slot.
+const SAYING: usize = if cfg!(loom) { 3 } else { 6 };
 
 /// The words of one descriptor.
 pub type DescriptorWords = [Word; DESC_WORDS];
@@ -41,7 +39,7 @@ impl RingView<'_> {
     pub fn load(&self, position: u64) -> Descriptor {
         let mut copy = [0; DESC_WORDS];
         if let Some(words) = self.words(position) {
-            for (to, from) in copy.iter_mut().zip(words).take(READ) {
+            for (to, from) in copy.iter_mut().zip(words).take(SAYING) {
                 *to = from.load();
             }
         }
@@ -52,7 +50,7 @@ impl RingView<'_> {
     #[inline(always)]
     pub fn store(&self, position: u64, descriptor: &Descriptor) {
         if let Some(words) = self.words(position) {
-            for (to, from) in words.iter().zip(descriptor.to_words()).take(WRITTEN) {
+            for (to, from) in words.iter().zip(descriptor.to_words()).take(SAYING) {
                 to.store(from);
             }
         }
@@ -141,17 +139,23 @@ impl Block<'_> {
         sequence.store_release(odd.wrapping_add(1));
     }
 
-    /// Has `write` replace some of the words, of a block of `WORDS`. Only the engine, from one thread at a
-    /// time, calls this.
-    #[inline]
-    pub fn update<const WORDS: usize>(&self, write: impl FnOnce(&[Word; WORDS])) {
-        let Some((sequence, words)) = self.words.split_first() else { return };
-        let Some(words) = words.first_chunk::<WORDS>() else { return };
-        let odd = sequence.load().wrapping_add(1);
-        sequence.store(odd);
+    /// The words of a block of `WORDS`, to replace some of them until [`end`](Self::end). Only the engine, from
+    /// one thread at a time, calls this. `None`: the block is shorter.
+    #[inline(always)]
+    pub fn begin<const WORDS: usize>(&self) -> Option<&[Word; WORDS]> {
+        let (sequence, words) = self.words.split_first()?;
+        let words = words.first_chunk::<WORDS>()?;
+        sequence.store(sequence.load().wrapping_add(1));
         fence_write();
-        write(words);
-        sequence.store_release(odd.wrapping_add(1));
+        Some(words)
+    }
+
+    /// The words are what they are to be.
+    #[inline(always)]
+    pub fn end(&self) {
+        if let Some(sequence) = self.words.first() {
+            sequence.store_release(sequence.load().wrapping_add(1));
+        }
     }
 
     /// Copies a consistent state of the words out. `false` when the writer was in the way `tries`

@@ -19,6 +19,7 @@ use rtp_mgr_ring::reader::{Available, Cursor};
 use rtp_mgr_ring::receive::{Config, Memory, Packet, ReceiveCore, Storage, Verdict};
 use rtp_mgr_ring::source::{self, Seen, Source, Step};
 use rtp_mgr_ring::staging::{Entry, Order};
+use rtp_mgr_ring::steady::{Packets, RunEnd};
 use rtp_mgr_ring::table::SourceEntry;
 use rtp_mgr_ring::transmit::{self, Job, Progress, TransmitCore};
 use rtp_mgr_ring::view::{Block, ControlView, RingView, SlotsView};
@@ -57,25 +58,54 @@ pub fn receive_packet(
     core.packet(view, packet, bytes)
 }
 
+/// Packets of a train in slots that begin where their number says.
+#[derive(Debug)]
+pub struct Lengths<'a> {
+    bytes: &'a mut [u8],
+    lens: core::slice::Iter<'a, u32>,
+}
+
+impl Packets for Lengths<'_> {
+    fn next_len(&mut self) -> Option<u32> {
+        self.lens.next().copied()
+    }
+
+    fn copy_to(&mut self, slot: u32, len: u32) -> Option<&[u8]> {
+        let space = self.bytes.get_mut(slot as usize..)?.get_mut(..len as usize)?;
+        space.fill(0x80);
+        Some(space)
+    }
+}
+
 /// Shows it packets of a train.
 #[inline(never)]
 pub fn receive_run(
     core: &mut Receive,
     view: &RingView<'_>,
-    packets: &[(Packet, &[u8])],
+    packets: &mut Lengths<'_>,
     like: &Packet,
-) -> Option<()> {
-    let mut run = core.begin_run(like)?;
-    for (packet, bytes) in packets {
-        if !core.take_of_run(&mut run, view, packet, bytes) {
-            let _ = core.take_slot();
-            core.count_coalesced(1);
-            break;
-        }
-    }
-    core.end_run(&run);
+) -> (u64, RunEnd) {
+    let run = core.take_run(view, like, core.claim().wrapping_add(9), like.len, packets);
+    core.count_coalesced(run.0);
     let _ = core.is_fuller();
-    Some(())
+    let _ = core.fuller_at();
+    run
+}
+
+/// Shows it a packet, and publishes at once.
+#[inline(never)]
+pub fn receive_and_tell(
+    core: &mut Receive,
+    view: &RingView<'_>,
+    to: &Blocks<'_>,
+    packet: &Packet,
+    bytes: &[u8],
+) -> Option<u32> {
+    let slot = core.take_slot();
+    if core.take_and_tell(view, to, packet, bytes, packet.arrival_ns) {
+        core.show_next(view);
+    }
+    slot
 }
 
 /// Everything else that ends in a verdict.

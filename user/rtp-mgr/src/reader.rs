@@ -23,7 +23,7 @@ use crate::engine::worker::drain;
 use crate::error::Error;
 use crate::kernel::wake::DeviceWake;
 use crate::poll::wait_readable;
-use crate::shm::{ControlPage, Region, Window};
+use crate::shm::{ControlPage, Region, Window, WindowSlots};
 use crate::stats::State;
 
 /// Positions that one batch has at most: a reader that keeps the ring full gives room back often.
@@ -404,13 +404,14 @@ impl<W: Wake> RingReader<W> {
     }
 
     fn batch(&mut self) -> Batch<'_> {
-        let (first, borrowed) = match &self.access {
-            Access::Borrow(_) => (self.cursor.next(), self.positions),
-            Access::Copy(_) => (self.cursor.next().wrapping_sub(self.positions), 0),
+        let next = self.cursor.next();
+        let (packets, first, borrowed) = match &self.access {
+            Access::Borrow(window) => (Packets::InPlace(window.slots()), next, self.positions),
+            Access::Copy(copies) => (Packets::Copied(copies), next.wrapping_sub(self.positions), 0),
         };
         Batch {
             ring: self.region.ring(),
-            access: &self.access,
+            packets,
             first,
             positions: self.positions,
             lapped: self.lapped,
@@ -459,12 +460,19 @@ impl Copies {
 #[derive(Debug)]
 pub struct Batch<'a> {
     ring: RingView<'a>,
-    access: &'a Access,
+    packets: Packets<'a>,
     first: u64,
     positions: u64,
     lapped: u64,
     /// Dropped last, when nothing borrows from the positions any more.
     release: Release<'a>,
+}
+
+/// Where the packets of a batch are.
+#[derive(Clone, Copy, Debug)]
+enum Packets<'a> {
+    InPlace(WindowSlots<'a>),
+    Copied(&'a Copies),
 }
 
 /// Gives positions back to the ring when it is dropped.
@@ -508,18 +516,18 @@ impl Batch<'_> {
 
     #[inline]
     fn descriptor(&self, at: u64) -> Descriptor {
-        match self.access {
-            Access::Borrow(_) => self.ring.load(self.first.wrapping_add(at)),
-            Access::Copy(copies) => copies.packets[at as usize].0,
+        match self.packets {
+            Packets::InPlace(_) => self.ring.load(self.first.wrapping_add(at)),
+            Packets::Copied(copies) => copies.packets[at as usize].0,
         }
     }
 
     /// The packet that is there, as its descriptor tells.
     #[inline]
     fn bytes(&self, at: u64, descriptor: &Descriptor) -> &[u8] {
-        match self.access {
-            Access::Borrow(window) => window.bytes(descriptor.slot, descriptor.len),
-            Access::Copy(copies) => {
+        match self.packets {
+            Packets::InPlace(slots) => slots.bytes(descriptor.slot, descriptor.len),
+            Packets::Copied(copies) => {
                 let start = copies.packets[at as usize].1;
                 &copies.bytes[start..start + descriptor.len as usize]
             }
@@ -560,7 +568,7 @@ impl<'b> Iterator for Items<'b> {
         }
         let descriptor = self.batch.descriptor(self.at);
         if descriptor.flags & (flag::LOST | flag::DISCONTINUITY) != 0 {
-            return Some(self.next_with_break(descriptor));
+            return Some(self.next_with_break());
         }
         Some(self.packet(descriptor))
     }
@@ -585,7 +593,9 @@ impl<'b> Items<'b> {
 
     #[cold]
     #[inline(never)]
-    fn next_with_break(&mut self, descriptor: Descriptor) -> Item<'b> {
+    fn next_with_break(&mut self) -> Item<'b> {
+        // Looked at again: a reference to what `next` has would keep that out of registers.
+        let descriptor = self.batch.descriptor(self.at);
         match self.show_break(&descriptor) {
             Some(item) => item,
             None => self.packet(descriptor),

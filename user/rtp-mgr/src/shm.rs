@@ -483,20 +483,53 @@ impl Window {
     /// # Invariants
     /// The engine was told of the reader before any position that is asked for was published, and
     /// does not forget it while this lives. Its owner releases a position only when nothing borrowed
-    /// from it is left (the borrows of [`bytes`](Self::bytes) end before the release).
+    /// from it is left (the borrows of [`WindowSlots::bytes`] end before the release).
     pub(crate) fn new(region: Arc<Region>) -> Self {
         Self { region }
     }
 
+    /// The slots, found once for all packets of a batch.
+    pub(crate) fn slots(&self) -> WindowSlots<'_> {
+        let slots = self.region.slots();
+        // None where they are not mapped.
+        let total = if slots.words.is_empty() { 0 } else { self.region.layout.header().slot_total };
+        WindowSlots { slots, total }
+    }
+
+    #[cfg(test)]
+    fn bytes(&self, slot: u32, len: u32) -> &[u8] {
+        self.slots().bytes(slot, len)
+    }
+}
+
+/// The slots of a [`Window`].
+#[derive(Clone, Copy)]
+pub(crate) struct WindowSlots<'a> {
+    slots: SlotsView<'a>,
+    total: u32,
+}
+
+impl fmt::Debug for WindowSlots<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WindowSlots").field("total", &self.total).finish_non_exhaustive()
+    }
+}
+
+impl<'a> WindowSlots<'a> {
     /// The first `len` bytes of `slot`, which a published position that was not released names;
     /// empty when the descriptor cannot be right.
-    pub(crate) fn bytes(&self, slot: u32, len: u32) -> &[u8] {
-        let Some(start) = self.region.slot_ptr(slot, len) else { return &[] };
-        // SAFETY: within the mapping, which `region` keeps. Published and not released by a reliable
-        // reader: the engine does not write the slot (invariants of this type, rules at the top of
-        // this file), and no other process has a writable mapping (F_SEAL_FUTURE_WRITE; the module
-        // gives none).
-        unsafe { slice::from_raw_parts(start.as_ptr(), len as usize) }
+    #[inline]
+    pub(crate) fn bytes(&self, slot: u32, len: u32) -> &'a [u8] {
+        let SlotsView { words, stride } = self.slots;
+        if slot >= self.total || len > stride {
+            return &[];
+        }
+        let offset = slot as usize * stride as usize;
+        // SAFETY: within the words, which are all slots (`Layout::check`; `total` is 0 without them) and
+        // mapped while they are borrowed. Published and not released by a reliable reader: the engine does
+        // not write the slot (invariants of `Window`, rules at the top of this file), and no other process has
+        // a writable mapping (F_SEAL_FUTURE_WRITE; the module gives none).
+        unsafe { slice::from_raw_parts(words.as_ptr().cast::<u8>().add(offset), len as usize) }
     }
 }
 
