@@ -288,16 +288,20 @@ impl Transmit {
 impl ThreadOwner for Transmit {
     fn work(&self) {
         let _opener = ActsFor::new(&self.opener);
-        // There was more to do than the thread was woken for.
-        let mut more = false;
+        // The writer's head as it was when the thread had woken.
+        let mut woken_for = None;
         while !thread::should_stop() {
             self.bell.hush();
             let mut engine = self.engine.lock();
             let next = engine.run(&self.shared);
+            let head = engine.core.head();
+            let more = *woken_for.get_or_insert(head) != head;
             if next == Next::Kick {
                 engine.calls.thread_ends(monotonic_ns(), more);
             }
-            more = next == Next::Now;
+            if next != Next::Now {
+                woken_for = None;
+            }
             drop(engine);
             match next {
                 Next::Now => thread::pause(),
