@@ -292,6 +292,11 @@ impl Gather {
         self.bytes
     }
 
+    /// How many parts it has.
+    pub(crate) fn count(&self) -> usize {
+        self.parts
+    }
+
     /// The parts of one that holds memory.
     pub(crate) fn parts(&self) -> &[bindings::kvec] {
         self.memory.get(..self.parts).unwrap_or_default()
