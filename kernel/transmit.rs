@@ -592,6 +592,8 @@ impl Engine {
         self.give_up_stalled(now_ns);
         if self.legs.iter().all(|leg| leg.done == self.filled) {
             self.finish_batch(now_ns);
+            // A device that is idle has let go of the slots already.
+            self.land(now_ns);
             self.publish(shared, now_ns);
             // Whoever sleeps looks at the writer's head once more.
             return if self.core.ready() == 0 { Next::Kick } else { Next::Now };
