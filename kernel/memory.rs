@@ -130,6 +130,27 @@ pub(crate) struct Piece {
     pub(crate) len: u32,
 }
 
+/// The pages of a stream's slots, as the memory management knows them: to look for each would take as long as to
+/// copy a packet.
+pub(crate) struct SlotPages(KVVec<*mut bindings::page>);
+
+// SAFETY: Pointers to pages, which belong to no thread.
+unsafe impl Send for SlotPages {}
+
+impl SlotPages {
+    /// The bytes from `from` to `to`, counted from the first slot's first, by pages.
+    pub(crate) fn pieces(&self, from: usize, to: usize) -> impl Iterator<Item = Piece> + '_ {
+        let pages = self.0.get(from / PAGE..).unwrap_or_default().iter();
+        let mut next = from;
+        pages.map_while(move |page| {
+            let offset = next % PAGE;
+            let len = to.saturating_sub(next).min(PAGE.saturating_sub(offset));
+            next = next.saturating_add(len);
+            (len > 0).then_some(Piece { page: *page, offset: offset as u32, len: len as u32 })
+        })
+    }
+}
+
 /// `len` bytes from `start` on, by pages.
 ///
 /// # Safety
@@ -409,10 +430,23 @@ impl Memory {
         NonNull::new(address.cast_mut())
     }
 
-    /// The first `len` bytes of `slot` by pages. As [`slot_bytes`](Self::slot_bytes).
-    pub(crate) fn slot_pages(&self, slot: u32, len: u32) -> impl Iterator<Item = Piece> {
-        // SAFETY: Bytes of a vmalloc allocation.
-        unsafe { pieces(self.slot_bytes(slot, len), len) }
+    /// The slots' pages, for as long as `self` lives.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn slot_pages(&self) -> Result<SlotPages> {
+        let first = self.header.slots_offset as usize / PAGE;
+        let count = (self.header.slots_len as usize).div_ceil(PAGE);
+        let mut pages = KVVec::from_elem(
+            core::ptr::null_mut(),
+            count,
+            GFP_KERNEL_ACCOUNT | __GFP_NOWARN,
+        )?;
+        for (index, page) in pages.iter_mut().enumerate() {
+            *page = self.region.known(first.saturating_add(index)).ok_or(ENOMEM)?;
+        }
+        Ok(SlotPages(pages))
     }
 
     /// A copy of the first `len` bytes of `slot`, as they are at this moment.

@@ -18,9 +18,11 @@
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/udp.h>
+#include <linux/uio.h>
 #include <linux/vmalloc.h>
 #include <linux/wait.h>
 #include <linux/workqueue.h>
+#include <net/hotdata.h>
 #include <net/ip.h>
 #include <net/ipv6.h>
 #include <net/raw.h>
@@ -94,6 +96,28 @@ int rtp_mgr_page_holders(const struct page *page)
 	return page_count(page);
 }
 
+/*
+ * Macros and inline functions, as above: 2^order pages that the memory management knows by the first of them, their
+ * memory, and the end of a reference to them.
+ */
+struct page *rtp_mgr_block_new(unsigned int order)
+{
+	gfp_t flags = GFP_KERNEL_ACCOUNT | __GFP_COMP | __GFP_ZERO | __GFP_NOWARN;
+
+	/* A large one is worth no trouble. */
+	return alloc_pages(order ? flags | __GFP_NORETRY : flags, order);
+}
+
+void *rtp_mgr_block_start(struct page *block)
+{
+	return page_address(block);
+}
+
+void rtp_mgr_block_put(struct page *block)
+{
+	put_page(block);
+}
+
 /* A macro. */
 void rtp_mgr_cond_resched(void)
 {
@@ -137,6 +161,48 @@ bool rtp_mgr_udp_is_corked(struct socket *socket)
 	const struct sock *sk = socket->sk;
 
 	return READ_ONCE(udp_sk(sk)->pending) || udp_test_bit(CORK, sk);
+}
+
+/*
+ * struct sk_buff is opaque to Rust, and what fills it are inline functions. Called by the stack for a send that has
+ * rtp_mgr_fill in its msghdr: adds pieces of pages to a buffer as they are. The stack's own way goes page by page,
+ * and holds each.
+ *
+ * A message without a flight (flags of its msg_ubuf: 0) is no business of the buffer's: it forgets it.
+ */
+int rtp_mgr_fill(struct sk_buff *skb, struct iov_iter *from, size_t length)
+{
+	struct skb_shared_info *shared = skb_shinfo(skb);
+	bool flight = skb_zcopy(skb);
+	unsigned int most = flight ? MAX_SKB_FRAGS : READ_ONCE(net_hotdata.sysctl_max_skb_frags);
+	unsigned int frag = shared->nr_frags;
+	size_t left = min(length, from->count), part;
+
+	if (!flight)
+		shared->destructor_arg = NULL;
+	if (length > left)
+		return -EFAULT;
+	while (left && frag < most) {
+		const struct bio_vec *piece = from->bvec;
+		size_t offset = piece->bv_offset + from->iov_offset;
+
+		part = min(left, piece->bv_len - from->iov_offset);
+		get_page(piece->bv_page);
+		__skb_fill_page_desc_noacc(shared, frag++, piece->bv_page, offset, part);
+		skb->data_len += part;
+		skb->len += part;
+		skb->truesize += flight ? PAGE_ALIGN(offset + part) : part;
+		left -= part;
+		from->count -= part;
+		from->iov_offset += part;
+		if (from->iov_offset == piece->bv_len) {
+			from->iov_offset = 0;
+			from->bvec++;
+			from->nr_segs--;
+		}
+	}
+	shared->nr_frags = frag;
+	return left ? -EMSGSIZE : 0;
 }
 
 /* Tracepoints cannot be declared in Rust outside the kernel's tree. */

@@ -19,11 +19,15 @@ void rtp_mgr_wait_register(struct file *file, wait_queue_head_t *queue, poll_tab
 void rtp_mgr_wait_wake(wait_queue_head_t *queue, __poll_t events);
 const struct cred *rtp_mgr_swap_creds(const struct cred *creds);
 int rtp_mgr_page_holders(const struct page *page);
+struct page *rtp_mgr_block_new(unsigned int order);
+void *rtp_mgr_block_start(struct page *block);
+void rtp_mgr_block_put(struct page *block);
 void rtp_mgr_cond_resched(void);
 int rtp_mgr_udp_may_send(struct socket *socket);
 int rtp_mgr_udp_send_buffer(struct socket *socket);
 bool rtp_mgr_udp_takes_pieces(struct socket *socket);
 bool rtp_mgr_udp_is_corked(struct socket *socket);
+int rtp_mgr_fill(struct sk_buff *skb, struct iov_iter *from, size_t length);
 void rtp_mgr_trace_publish(u64 stream, u64 head, u64 packets);
 void rtp_mgr_trace_drop(u64 stream, u64 head, u64 packets);
 void rtp_mgr_trace_wake(u64 stream, u32 reader, u64 head);

@@ -33,15 +33,15 @@ use kernel::sync::{new_mutex, Arc, Mutex};
 
 use crate::clock::ClockPage;
 use crate::compat::EOPNOTSUPP;
-use crate::memory::{Memory, SlotCopy};
+use crate::memory::{Memory, SlotCopy, SlotPages};
 use crate::primitives::{monotonic_ns, tai_ns, trace};
-use crate::ring::abi::{self, ioctl, status, LegFigures, StreamCounters, LEGS_MAX, PAGE};
+use crate::ring::abi::{self, ioctl, status, LegFigures, StreamCounters, LEGS_MAX};
 use crate::ring::figures::FigureBlocks;
 use crate::ring::pace::{stall_limit_ns, Pacer, Rate, LATE_NS, RETRY_NS};
 use crate::ring::transmit::{awake, Calls, Job, Progress, TransmitCore};
 use crate::sink::copies::Copies;
 use crate::sink::flight::{Departure, Flights, Outcome, Trip};
-use crate::sink::udp::{Gather, UdpSink, DATAGRAM_MAX, PIECES_MAX, SEGMENTS_MAX};
+use crate::sink::udp::{Gather, UdpSink, DATAGRAM_MAX, SEGMENTS_MAX};
 use crate::stream::Shared;
 use crate::thread::{self, ActsFor, Bell, Thread, ThreadOwner};
 
@@ -141,7 +141,8 @@ impl Transmit {
             engine.copies = Copies::new().ok();
         }
         if leg.pages != Pages::Never && engine.flights.is_none() {
-            match Flights::new(self.bell.clone()) {
+            let pages = self.shared.memory.slot_pages();
+            match pages.and_then(|pages| Flights::new(self.bell.clone(), pages)) {
                 Ok(flights) => engine.flights = Some(flights),
                 // Copying is always possible.
                 Err(_) => leg.pages = Pages::Never,
@@ -288,16 +289,20 @@ impl Transmit {
 impl ThreadOwner for Transmit {
     fn work(&self) {
         let _opener = ActsFor::new(&self.opener);
-        // There was more to do than the thread was woken for.
-        let mut more = false;
+        // The writer's head as it was when the thread had woken.
+        let mut woken_for = None;
         while !thread::should_stop() {
             self.bell.hush();
             let mut engine = self.engine.lock();
             let next = engine.run(&self.shared);
+            let head = engine.core.head();
+            let more = *woken_for.get_or_insert(head) != head;
             if next == Next::Kick {
                 engine.calls.thread_ends(monotonic_ns(), more);
             }
-            more = next == Next::Now;
+            if next != Next::Now {
+                woken_for = None;
+            }
             drop(engine);
             match next {
                 Next::Now => thread::pause(),
@@ -587,6 +592,8 @@ impl Engine {
         self.give_up_stalled(now_ns);
         if self.legs.iter().all(|leg| leg.done == self.filled) {
             self.finish_batch(now_ns);
+            // A device that is idle has let go of the slots already.
+            self.land(now_ns);
             self.publish(shared, now_ns);
             // Whoever sleeps looks at the writer's head once more.
             return if self.core.ready() == 0 { Next::Kick } else { Next::Now };
@@ -656,8 +663,8 @@ impl Engine {
         let mut answered = false;
         loop {
             let flights = self.flights.as_mut().filter(|flights| flights.has_idle(number));
-            let pages = if flights.is_some() { leg.pages } else { Pages::Never };
-            let message = leg.message(batch, memory, &mut self.gather, pages, now_ns);
+            let own = flights.as_ref().map(|flights| &flights.pages);
+            let message = leg.message(batch, memory, &mut self.gather, own, now_ns);
             let Some(message) = message else { break };
             if message.packets == 0 {
                 leg.give_up(batch, 1, bindings::EFAULT);
@@ -847,22 +854,6 @@ impl Neighbours {
     }
 }
 
-/// Whether it costs less to have the slots of `packets` read than to copy their `bytes`: they are in no more
-/// pieces of pages than a send can have, since more sends would cost more, and the pieces are large.
-fn pays(packets: &[InFlight], bytes: usize, memory: &Memory) -> bool {
-    let (mut pieces, mut end_before) = (0_usize, usize::MAX);
-    for InFlight { job, .. } in packets {
-        let begin = memory.slot_offset(job.slot);
-        let end = begin.saturating_add(job.len as usize);
-        let pages = end.div_ceil(PAGE).saturating_sub(begin / PAGE);
-        // What goes on in the middle of a page goes on in the same piece.
-        let joined = begin == end_before && begin % PAGE != 0;
-        pieces = pieces.saturating_add(pages).saturating_sub(usize::from(joined));
-        end_before = end;
-    }
-    pieces <= PIECES_MAX && bytes >= pieces.saturating_mul(PIECE_MIN)
-}
-
 impl Leg {
     /// `flags`: those of [`ioctl::AddLeg`]. `alone`: the stream has no other.
     fn new(sink: UdpSink, flags: u32, alone: bool) -> Self {
@@ -886,7 +877,7 @@ impl Leg {
         batch: &[InFlight],
         memory: &Memory,
         gather: &mut Gather,
-        pages: Pages,
+        own: Option<&SlotPages>,
         now_ns: u64,
     ) -> Option<Message> {
         gather.clear();
@@ -894,18 +885,20 @@ impl Leg {
         let first = rest.first()?.job;
         let together = self.neighbours(rest);
         let packets = rest.get(..together.packets)?;
-        match pages {
-            _ if together.bytes < PAGES_MIN => {}
-            Pages::After(from_ns) if now_ns >= from_ns => {
+        let own = own.filter(|_| together.bytes >= PAGES_MIN);
+        match (self.pages, own) {
+            (Pages::After(from_ns), Some(_)) if now_ns >= from_ns => {
                 if let Ok(copy) = memory.slot_copy(first.slot, first.len) {
                     gather.add_pieces(copy.pieces());
                     return Some(Message { packets: 1, segment: None, origin: Origin::Trial(copy) });
                 }
             }
-            Pages::Granted => {
-                if pays(packets, together.bytes, memory) {
-                    return Some(of_pages(packets, memory, gather));
+            (Pages::Granted, Some(own)) => {
+                let message = of_pages(packets, memory, own, gather);
+                if message.is_some() {
+                    return message;
                 }
+                gather.clear();
             }
             _ => {}
         }
@@ -970,21 +963,35 @@ fn of_copies(packets: &[InFlight], memory: &Memory, gather: &mut Gather) -> Mess
     Message { packets: count, segment: segment(packets, count), origin: Origin::Copy }
 }
 
-/// A message of packets whose slots are read, of no more pieces than one can have.
-fn of_pages(packets: &[InFlight], memory: &Memory, gather: &mut Gather) -> Message {
-    let (mut count, mut last) = (0_usize, 0);
+/// A message of packets whose slots are read. `None`: copying them costs less. They are in more pieces of pages than
+/// one send can have, or the pieces are small.
+fn of_pages(
+    packets: &[InFlight],
+    memory: &Memory,
+    own: &SlotPages,
+    gather: &mut Gather,
+) -> Option<Message> {
+    let (first, last) = (packets.first()?.job, packets.last()?.job);
+    let (mut from, mut to) = (0, 0);
     for InFlight { job, .. } in packets {
-        if !gather.add_pieces(memory.slot_pages(job.slot, job.len)) {
-            break;
+        let begin = memory.slot_offset(job.slot);
+        // Full slots are one behind the other.
+        if begin != to {
+            if !gather.add_pieces(own.pieces(from, to)) {
+                return None;
+            }
+            from = begin;
         }
-        count = count.saturating_add(1);
-        last = job.position;
+        to = begin.saturating_add(job.len as usize);
     }
-    let first = packets.first().map_or(last, |first| first.job.position);
+    let whole = gather.add_pieces(own.pieces(from, to));
+    if !whole || gather.bytes() < gather.count().saturating_mul(PIECE_MIN) {
+        return None;
+    }
     // Positions that were passed over are among them.
-    let positions = last.wrapping_sub(first).wrapping_add(1) as u32;
-    let origin = Origin::Slots { first, count: positions };
-    Message { packets: count, segment: segment(packets, count), origin }
+    let count = last.position.wrapping_sub(first.position).wrapping_add(1) as u32;
+    let origin = Origin::Slots { first: first.position, count };
+    Some(Message { packets: packets.len(), segment: segment(packets, packets.len()), origin })
 }
 
 /// The length of each, if there are several.

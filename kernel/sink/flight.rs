@@ -40,6 +40,7 @@ use kernel::types::Opaque;
 use kernel::{bindings, c_str};
 
 use crate::device::{owner, Operations};
+use crate::memory::SlotPages;
 use crate::ring::abi::LEGS_MAX;
 use crate::ring::atomic::fence_full;
 use crate::thread::Bell;
@@ -126,6 +127,8 @@ pub(crate) struct Flights {
     trips: KVVec<Trip>,
     /// [`Pool::wanted`] was set.
     expecting: bool,
+    /// What is sent so.
+    pub(crate) pages: SlotPages,
 }
 
 // SAFETY: The pool belongs to no thread: it consists of atomics, a bell, and flights that only their own
@@ -267,12 +270,12 @@ fn number(leg: usize, bit: u32) -> usize {
 }
 
 impl Flights {
-    /// As many for each leg, none out. `bell` is rung as [`expect`](Self::expect) says.
+    /// As many for each leg, none out, of packets in `pages`. `bell` is rung as [`expect`](Self::expect) says.
     ///
     /// # Errors
     ///
     /// `ENOMEM`, `ENFILE`: no memory, no more files.
-    pub(crate) fn new(bell: Arc<Bell>) -> Result<Self> {
+    pub(crate) fn new(bell: Arc<Bell>, pages: SlotPages) -> Result<Self> {
         let trips = KVVec::from_elem(Trip::default(), COUNT, GFP_KERNEL_ACCOUNT)?;
         let pool = KBox::pin_init(
             pin_init!(Pool {
@@ -307,7 +310,7 @@ impl Flights {
         };
         USED.store(1, ordering::Relaxed);
         let pool = NonNull::new(pool).ok_or(ENOMEM)?;
-        Ok(Self { file, pool, idle: [u64::MAX; LEGS_MAX], trips, expecting: false })
+        Ok(Self { file, pool, idle: [u64::MAX; LEGS_MAX], trips, expecting: false, pages })
     }
 
     fn pool(&self) -> &Pool {

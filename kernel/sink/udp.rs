@@ -17,11 +17,11 @@ use kernel::sync::Arc;
 use kernel::types::Opaque;
 
 use crate::memory::Piece;
-use crate::ring::abi::PAGE;
 use crate::sink::flight::Departure;
 use crate::thread::Bell;
 
 mod shim {
+    use kernel::bindings;
     use kernel::ffi::{c_int, c_void};
 
     // The compiler cannot see through a socket.
@@ -30,6 +30,11 @@ mod shim {
         pub(super) fn rtp_mgr_udp_send_buffer(socket: *mut c_void) -> c_int;
         pub(super) fn rtp_mgr_udp_takes_pieces(socket: *mut c_void) -> bool;
         pub(super) fn rtp_mgr_udp_is_corked(socket: *mut c_void) -> bool;
+        pub(super) fn rtp_mgr_fill(
+            buffer: *mut bindings::sk_buff,
+            from: *mut bindings::iov_iter,
+            len: usize,
+        ) -> c_int;
     }
 }
 
@@ -160,16 +165,13 @@ impl UdpSink {
             };
             return outcome(sent);
         }
-        match flight {
-            Some(flight) => {
-                message.msg_flags |= bindings::MSG_ZEROCOPY;
-                message.msg_ubuf = flight.info;
-            }
-            // Nobody writes what a buffer points to.
-            None => {
-                message.msg_flags |= bindings::MSG_SPLICE_PAGES | bindings::MSG_NO_SHARED_FRAGS;
-            }
-        }
+        // Asks that the buffer be filled by us. It forgets what says nothing of flights, at once.
+        let mut nothing = bindings::ubuf_info::default();
+        // SAFETY: Ours. The stack takes a reference to it in passing.
+        unsafe { bindings::refcount_set(&mut nothing.refcnt, 1) };
+        message.msg_flags |= bindings::MSG_ZEROCOPY;
+        message.msg_ubuf = flight.map_or(&raw mut nothing, |flight| flight.info);
+        message.sg_from_iter = Some(shim::rtp_mgr_fill);
         // SAFETY: As above. The stack takes its own references to the pages and to the flight's
         // information, which lives until they are gone.
         outcome(unsafe {
@@ -290,27 +292,37 @@ impl Gather {
         self.bytes
     }
 
+    /// How many parts it has.
+    pub(crate) fn count(&self) -> usize {
+        self.parts
+    }
+
     /// The parts of one that holds memory.
     pub(crate) fn parts(&self) -> &[bindings::kvec] {
         self.memory.get(..self.parts).unwrap_or_default()
     }
 
-    /// Makes it hold the bytes from `from` to `to` of `pages` instead, counted from the start of the first.
-    /// `false`: they are in too many pages, and it stays as it is.
-    pub(crate) fn replace(&mut self, pages: &[*mut bindings::page], from: usize, to: usize) -> bool {
-        let (mut next, mut parts) = (from, 0_usize);
-        while next < to {
-            let offset = next % PAGE;
-            let len = to.saturating_sub(next).min(PAGE.saturating_sub(offset));
-            let (Some(page), Some(piece)) = (pages.get(next / PAGE), self.pieces.get_mut(parts)) else {
+    /// Makes it hold as many bytes of blocks of pages instead, of which each has `size`, from `offset` of the first
+    /// one on. `false`: they are in too many blocks, and it stays as it is.
+    pub(crate) fn replace(
+        &mut self,
+        mut blocks: impl Iterator<Item = *mut bindings::page>,
+        size: usize,
+        mut offset: usize,
+    ) -> bool {
+        let (mut left, mut parts) = (self.bytes, 0_usize);
+        while left > 0 {
+            let len = left.min(size.saturating_sub(offset));
+            let (Some(page), Some(piece)) = (blocks.next(), self.pieces.get_mut(parts)) else {
                 return false;
             };
             *piece = bindings::bio_vec {
-                bv_page: *page,
+                bv_page: page,
                 bv_len: len as u32,
                 bv_offset: offset as u32,
             };
-            next = next.saturating_add(len);
+            offset = 0;
+            left = left.saturating_sub(len);
             parts = parts.saturating_add(1);
         }
         (self.parts, self.paged) = (parts, true);

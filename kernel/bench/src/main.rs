@@ -38,7 +38,7 @@ const WARM_UP: usize = 1_024;
 /// One figure.
 #[derive(Debug, Serialize)]
 struct Figure {
-    /// Who sends: `single`, `segmented`, `multicast`, `relay`, `transmit`.
+    /// Who sends: `single`, `segmented`, `multicast`, `relay`, `transmit` and what these say of it.
     load: &'static str,
     /// Who receives.
     way: &'static str,
@@ -73,13 +73,13 @@ fn run() -> Result<()> {
             }
         }
     }
-    for (load, segmented) in [("relay", false), ("relay segmented", true)] {
-        for way in relay::WAYS {
-            if format!("{load}, {way};").contains(&filter) {
-                let measure =
-                    || relay::run(way, segmented).with_context(|| format!("{load}, {way}"));
+    for load in relay::LOADS {
+        for &way in load.ways {
+            let name = load.name;
+            if format!("{name}, {way};").contains(&filter) {
+                let measure = || relay::run(load, way).with_context(|| format!("{name}, {way}"));
                 let instructions = (0..runs).map(|_| measure()).collect::<Result<_>>()?;
-                tell(&Figure { load, way, instructions })?;
+                tell(&Figure { load: name, way, instructions })?;
             }
         }
     }

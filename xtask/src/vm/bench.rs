@@ -96,12 +96,14 @@ const SHARES_TARGET: &str = "receive share at most 0.6 of recvmmsg's and 0.85 of
 const COALESCED: [&str; 3] = ["recvmmsg UDP_GRO", "recvmmsg", "TPACKET_V3"];
 const COALESCED_GOAL: [Goal; 1] = [Goal::Ratio("recvmmsg UDP_GRO", Bound::AtMost(1.2))];
 const COALESCED_TARGET: &str = "whole cost at most 1.2 of a bare UDP_GRO reader's";
+const RINGS: &str = "ring to ring";
 const RELAY: &str = "sendmmsg to recvmmsg";
+const RELAY_SEGMENTED: &str = "UDP_SEGMENT to recvmmsg";
 const COPIED: &str = "copied";
 const OWN_PAGES: &str = "read from the ring";
 
 /// The rows of the kernel engine.
-const PLANS: [Plan; 8] = [
+const PLANS: [Plan; 9] = [
     Plan {
         row: "kernel engine, receive, one by one",
         load: "single",
@@ -142,17 +144,26 @@ const PLANS: [Plan; 8] = [
         row: "kernel engine, transmit to receive, one by one",
         load: "relay",
         share: false,
-        ours: "ring to ring",
-        peers: &[RELAY],
+        ours: RINGS,
+        peers: &[RELAY, RELAY_SEGMENTED],
         target: "whole cost at most 0.8 of sendmmsg to recvmmsg",
         goals: &[Goal::Ratio(RELAY, Bound::AtMost(0.8))],
+    },
+    Plan {
+        row: "kernel engine, transmit to receive, one by one, sent one by one",
+        load: "relay unsegmented",
+        share: false,
+        ours: RINGS,
+        peers: &[RELAY],
+        target: "-",
+        goals: &[],
     },
     Plan {
         row: "kernel engine, transmit to receive, coalesced",
         load: "relay segmented",
         share: false,
-        ours: "ring to ring",
-        peers: &[RELAY],
+        ours: RINGS,
+        peers: &[RELAY, RELAY_SEGMENTED],
         target: "whole cost at most 0.12 of sendmmsg to recvmmsg, one by one",
         goals: &[Goal::Ratio(RELAY, Bound::AtMost(0.12))],
     },
