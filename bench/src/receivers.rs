@@ -30,6 +30,8 @@ pub enum Kind {
     Recv,
     /// recvmmsg, 64 at a time.
     Recvmmsg,
+    /// The same, and the kernel says when each packet arrived: what RTP needs to tell jitter.
+    Timed,
     /// recvmmsg with UDP_GRO.
     Gro,
     /// A packet socket's ring; the packets are dropped behind it.
@@ -47,6 +49,7 @@ impl Kind {
             Self::Ours => rtp_mgr_bench_report::OURS,
             Self::Recv => "recv loop",
             Self::Recvmmsg => "recvmmsg",
+            Self::Timed => "recvmmsg+times",
             Self::Gro => "recvmmsg+GRO",
             Self::Tpacket => "TPACKET_V3",
             Self::GStreamer => "gstreamer",
@@ -96,6 +99,10 @@ impl Running {
             Kind::Recv => running.sockets(net, |socket, stop| recv_loop(&socket, &stop))?,
             Kind::Recvmmsg => running.sockets(net, |socket, stop| {
                 recvmmsg_loop(&socket, ReceiveBuffers::new(MESSAGES, 2_048, false), &stop)
+            })?,
+            Kind::Timed => running.sockets(net, |socket, stop| {
+                sys::set_timestamps(&socket)?;
+                recvmmsg_loop(&socket, ReceiveBuffers::new(MESSAGES, 2_048, true), &stop)
             })?,
             Kind::Gro => {
                 running.sockets(net, |socket, stop| {
