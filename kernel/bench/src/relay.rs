@@ -75,7 +75,8 @@ fn measure(
         let taken = receiver.taken() - before;
         ensure!(taken == packets as u64, "{taken} of {packets} packets came");
         let buffers = crossed()? - crossed_before;
-        let expected = if trains { 1..=packets / 8 } else { packets..=packets };
+        // Something of the system may cross it, too.
+        let expected = if trains { 1..=packets / 8 } else { packets..=packets + packets / 64 };
         ensure!(
             expected.contains(&buffers),
             "{buffers} buffers crossed the device, not {expected:?}"
