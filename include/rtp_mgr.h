@@ -520,13 +520,15 @@ struct rtp_mgr_heard {
 	uint32_t flags;
 	uint32_t ssrc;
 	uint32_t passed[4];
+	uint64_t arrival_ns;
 };
 RTP_MGR_ASSERT(offsetof(struct rtp_mgr_heard, size) == 0);
 RTP_MGR_ASSERT(offsetof(struct rtp_mgr_heard, leg) == 4);
 RTP_MGR_ASSERT(offsetof(struct rtp_mgr_heard, flags) == 8);
 RTP_MGR_ASSERT(offsetof(struct rtp_mgr_heard, ssrc) == 12);
 RTP_MGR_ASSERT(offsetof(struct rtp_mgr_heard, passed) == 16);
-RTP_MGR_ASSERT(sizeof(struct rtp_mgr_heard) == 32);
+RTP_MGR_ASSERT(offsetof(struct rtp_mgr_heard, arrival_ns) == 32);
+RTP_MGR_ASSERT(sizeof(struct rtp_mgr_heard) == 40);
 
 struct rtp_mgr_plain {
 	uint32_t size;
@@ -623,7 +625,7 @@ RTP_MGR_ASSERT(RTP_MGR_IOC_GET == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_se
 RTP_MGR_ASSERT(RTP_MGR_IOC_KICK == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_plain) << 16 | 0xbbu << 8 | 11u));
 #define RTP_MGR_IOC_LIST                 0xc018bb0cu /* rtp_mgr_list */
 RTP_MGR_ASSERT(RTP_MGR_IOC_LIST == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_list) << 16 | 0xbbu << 8 | 12u));
-#define RTP_MGR_IOC_HEARD                0xc020bb0du /* rtp_mgr_heard */
+#define RTP_MGR_IOC_HEARD                0xc028bb0du /* rtp_mgr_heard */
 RTP_MGR_ASSERT(RTP_MGR_IOC_HEARD == (3u << 30 | (uint32_t)sizeof(struct rtp_mgr_heard) << 16 | 0xbbu << 8 | 13u));
 
 #endif /* RTP_MGR_H */

@@ -720,17 +720,17 @@ impl Engine {
         self.core.passed(kind);
     }
 
-    /// What a user heard beside the legs: so many packets by kind, and a BYE of `bye`.
-    /// [`conclude`](Self::conclude) follows.
-    pub(crate) fn heard(&mut self, memory: &Memory, passed: [u32; 4], bye: Option<u32>) {
+    /// What a user heard beside the legs: so many packets by kind, and a BYE of an SSRC at a time of
+    /// CLOCK_MONOTONIC, nanoseconds. [`conclude`](Self::conclude) follows.
+    pub(crate) fn heard(&mut self, memory: &Memory, passed: [u32; 4], bye: Option<(u32, u64)>) {
         let [rtcp, stun, dtls, other] = passed;
         let counters = self.core.counters_mut();
         bump(&mut counters.passed_rtcp, u64::from(rtcp));
         bump(&mut counters.passed_stun, u64::from(stun));
         bump(&mut counters.passed_dtls, u64::from(dtls));
         bump(&mut counters.passed_other, u64::from(other));
-        if let Some(ssrc) = bye {
-            self.core.bye(&memory.ring(), ssrc, monotonic_ns());
+        if let Some((ssrc, arrival_ns)) = bye {
+            self.core.bye(&memory.ring(), ssrc, arrival_ns, monotonic_ns());
         }
     }
 

@@ -251,7 +251,12 @@ impl Receive {
     /// # Errors
     ///
     /// `EOPNOTSUPP`: the stream has no legs. `EINVAL`: it has no such leg. `EBUSY`: it does not run.
-    pub(crate) fn heard(&self, leg: usize, passed: [u32; 4], bye: Option<u32>) -> Result {
+    pub(crate) fn heard(
+        &self,
+        leg: usize,
+        passed: [u32; 4],
+        bye: Option<(u32, u64)>,
+    ) -> Result {
         if self.leg_count == 0 {
             return Err(EOPNOTSUPP);
         }

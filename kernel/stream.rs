@@ -612,7 +612,8 @@ impl Stream {
         if request.flags & !ioctl::HEARD_BYE != 0 {
             return Err(EINVAL);
         }
-        let bye = (request.flags & ioctl::HEARD_BYE != 0).then_some(request.ssrc);
+        let arrival_ns = if request.arrival_ns == 0 { u64::MAX } else { request.arrival_ns };
+        let bye = (request.flags & ioctl::HEARD_BYE != 0).then_some((request.ssrc, arrival_ns));
         receive.heard(request.leg as usize, request.passed, bye)
     }
 

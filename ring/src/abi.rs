@@ -807,6 +807,8 @@ pub mod ioctl {
         /// Packets that came to a port beside the leg's own, by kind: RTCP, STUN, DTLS, other. They
         /// count as passed.
         pub passed: [u32; 4],
+        /// With [`HEARD_BYE`]: when it came, CLOCK_MONOTONIC in nanoseconds; 0: now.
+        pub arrival_ns: u64,
     }
 
     /// A call without arguments.
@@ -900,7 +902,7 @@ pub mod ioctl {
         assert!(size_of::<Create>() == 104);
         assert!(size_of::<Attach>() == 48);
         assert!(size_of::<AddLeg>() == 32);
-        assert!(size_of::<Heard>() == 32);
+        assert!(size_of::<Heard>() == 40);
         assert!(size_of::<Plain>() == 8);
         assert!(size_of::<Stats>() == 8 + 8 * StreamCounters::WORDS);
         assert!(size_of::<Setting>() == 16);

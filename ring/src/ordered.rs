@@ -391,11 +391,17 @@ impl<M: Memory> ReceiveCore<M> {
         }
     }
 
-    /// The source with this SSRC has left the session (RTCP BYE). Another takes over at once.
-    pub fn bye(&mut self, view: &RingView<'_>, ssrc: u32, now_ns: u64) {
-        if self.followed == Some(ssrc) {
+    /// The source with this SSRC has left the session: its RTCP BYE came at `arrival_ns`, whenever it is
+    /// told. Another takes over at once, unless the source has gone on for longer than a source may be silent.
+    pub fn bye(&mut self, view: &RingView<'_>, ssrc: u32, arrival_ns: u64, now_ns: u64) {
+        // Nothing comes later than now.
+        let arrival_ns = arrival_ns.min(now_ns);
+        let goes_on = self.alive_until().is_some_and(|until| {
+            until.saturating_sub(arrival_ns) >= SILENCE_NS.saturating_add(SILENCE_NS)
+        });
+        if self.followed == Some(ssrc) && !goes_on {
             self.changed_all();
-            self.bye = Some(now_ns);
+            self.bye = Some(arrival_ns);
             self.try_switch(view, now_ns);
         }
     }

@@ -771,8 +771,8 @@ mod tests {
                 RingView { claim: &self.claim, head: &self.head, descriptors: &self.descriptors };
             match event {
                 0 => drop(self.core.reset_counters()),
-                1 => self.core.bye(&view, 1, now_ns),
-                2 => self.core.bye(&view, 2, now_ns),
+                1 => self.core.bye(&view, 1, now_ns, now_ns),
+                2 => self.core.bye(&view, 2, now_ns, now_ns),
                 3 => self.core.passed(Kind::Rtcp),
                 4 => self.core.set_reorder_ns(9_000),
                 5 => self.core.set_leg_source(0, [0; 16]),

@@ -248,9 +248,14 @@ impl Rig {
     }
 
     fn bye(&mut self, ssrc: u32) {
+        self.bye_of(ssrc, self.now);
+    }
+
+    /// A BYE that came at `arrival_ns` and is told now.
+    fn bye_of(&mut self, ssrc: u32, arrival_ns: u64) {
         let view =
             RingView { claim: &self.claim, head: &self.head, descriptors: &self.descriptors };
-        self.core.bye(&view, ssrc, self.now);
+        self.core.bye(&view, ssrc, arrival_ns, self.now);
         self.core.flush(&view, self.now);
         self.after();
     }
@@ -1240,6 +1245,29 @@ fn a_source_that_goes_on_after_its_bye_is_not_replaced_at_once() {
     rig.packet(Sent::new(9_000).ssrc(8));
     rig.packet(Sent::new(400).ssrc(7));
     assert_eq!(rig.packets(), (0..401).collect::<Vec<u16>>());
+}
+
+/// RTCP comes by another way than RTP, and may be told later than what came after it.
+#[test]
+fn a_bye_that_is_told_late_counts_from_when_it_came() {
+    let mut rig = Rig::new(Setup::default());
+    for sequence in 0..5 {
+        rig.packet(Sent::new(sequence).ssrc(7));
+    }
+    let arrival_ns = rig.now;
+    rig.wait(300 * MS);
+    rig.packet(Sent::new(5).ssrc(7));
+    rig.bye_of(7, arrival_ns);
+    rig.packet(Sent::new(9_000).ssrc(8));
+    rig.packet(Sent::new(6).ssrc(7));
+    assert_eq!(rig.packets(), (0..7).collect::<Vec<u16>>());
+    // One that came after its last packet, told as late.
+    rig.wait(10 * MS);
+    let arrival_ns = rig.now;
+    rig.wait(300 * MS);
+    rig.bye_of(7, arrival_ns);
+    rig.packet(Sent::new(9_000).ssrc(8));
+    assert_eq!(rig.packets().last(), Some(&9_000));
 }
 
 #[test]

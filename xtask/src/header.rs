@@ -359,7 +359,7 @@ fn control_plane() -> String {
         ioctl::Attach { size, fd, id, reader, flags, start, total_len, reader_index, reserved }
     );
     layout!(out, "rtp_mgr_add_leg", ioctl::AddLeg { size, fd, leg, flags, source });
-    layout!(out, "rtp_mgr_heard", ioctl::Heard { size, leg, flags, ssrc, passed });
+    layout!(out, "rtp_mgr_heard", ioctl::Heard { size, leg, flags, ssrc, passed, arrival_ns });
     layout!(out, "rtp_mgr_plain", ioctl::Plain { size, flags });
     layout!(out, "rtp_mgr_stats", ioctl::Stats { size, state, counters });
     layout!(out, "rtp_mgr_setting", ioctl::Setting { size, key, value });

@@ -134,7 +134,7 @@ pub fn receive_slots(core: &mut Receive, slots: &mut [u32]) -> usize {
 #[inline(never)]
 pub fn receive_time(core: &mut Receive, view: &RingView<'_>, now_ns: u64) -> (Option<u64>, bool) {
     core.set_reorder_ns(now_ns);
-    core.bye(view, 7, now_ns);
+    core.bye(view, 7, now_ns, now_ns);
     core.expire(view, now_ns);
     let news = core.flush(view, now_ns);
     core.finish(view);

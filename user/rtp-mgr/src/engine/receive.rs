@@ -368,7 +368,9 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             };
             if let Verdict::Passed(kind) = verdict {
                 if kind == Kind::Rtcp {
-                    byes.extend(Compound::parse(arrived.whole).into_iter().flat_map(|c| c.byes));
+                    let compound = Compound::parse(arrived.whole);
+                    let ssrcs = compound.into_iter().flat_map(|compound| compound.byes);
+                    byes.extend(ssrcs.map(|ssrc| (ssrc, arrival.monotonic_ns)));
                 }
                 self.side.pass(SidePacket {
                     kind,
@@ -386,8 +388,8 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         self.meter.count(packets, bytes, now_ns);
         let counters = self.core.counters_mut();
         counters.coalesced = counters.coalesced.wrapping_add(coalesced);
-        for ssrc in byes {
-            self.core.bye(&self.memory.ring(), ssrc, now_ns);
+        for (ssrc, arrival_ns) in byes {
+            self.core.bye(&self.memory.ring(), ssrc, arrival_ns, now_ns);
         }
         self.count_drops(leg, drops);
         latest_ns
@@ -415,10 +417,10 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             };
             self.core.passed(kind);
             let compound = Compound::parse(arrived.whole).filter(|_| kind == Kind::Rtcp);
-            for ssrc in compound.into_iter().flat_map(|compound| compound.byes) {
-                self.core.bye(&self.memory.ring(), ssrc, now);
-            }
             let arrival = self.clock.arrival(arrived.info.realtime_ns.unwrap_or(0), now);
+            for ssrc in compound.into_iter().flat_map(|compound| compound.byes) {
+                self.core.bye(&self.memory.ring(), ssrc, arrival.monotonic_ns, now);
+            }
             self.side.pass(SidePacket {
                 kind,
                 leg: leg as u8,

@@ -322,11 +322,11 @@ impl Sockets {
                 passed[place(kind)] += 1;
             }
             let compound = Compound::parse(arrived.whole).filter(|_| kind == Kind::Rtcp);
-            heard.extend(compound.into_iter().flat_map(|compound| compound.byes).map(|ssrc| {
-                let flags = ioctl::HEARD_BYE;
-                ioctl::Heard { leg: leg as u32, flags, ssrc, ..Default::default() }
-            }));
             let arrival = self.clock.arrival(arrived.info.realtime_ns.unwrap_or(0), now);
+            heard.extend(compound.into_iter().flat_map(|compound| compound.byes).map(|ssrc| {
+                let (flags, arrival_ns) = (ioctl::HEARD_BYE, arrival.monotonic_ns);
+                ioctl::Heard { leg: leg as u32, flags, ssrc, arrival_ns, ..Default::default() }
+            }));
             side.push(SidePacket {
                 kind,
                 leg: leg as u8,
