@@ -46,7 +46,7 @@ pub(super) fn rows(settings: &Settings<'_>) -> Result<Vec<Row>> {
         settings.interleave("ring hop", &candidates, &mut contest, |who, _| {
             let seconds = match who {
                 Who::Ours => ours(settings.time / 2, batch, true)?,
-                Who::Rtrb => rtrb(settings.time / 2, batch)?,
+                Who::Rtrb => rtrb(settings.time / 2, batch, [7_u8; PACKET], |packet| look(packet))?,
             };
             Ok(1e-6 / seconds)
         })?;
@@ -61,8 +61,14 @@ pub(super) fn rows(settings: &Settings<'_>) -> Result<Vec<Row>> {
             goals: vec![Goal::Value(Bound::AtMost(15.0))],
             ..Contest::default()
         };
-        settings.interleave("ring hop", &[(OURS, ())], &mut contest, |(), _| {
-            Ok(ours(settings.time / 2, batch, false)? * 1e9)
+        // As much as a descriptor: what two processors take to hand anything over.
+        let candidates = [(OURS, Who::Ours), ("rtrb, 64 B items", Who::Rtrb)];
+        settings.interleave("ring hop", &candidates, &mut contest, |who, _| {
+            let seconds = match who {
+                Who::Ours => ours(settings.time / 2, batch, false)?,
+                Who::Rtrb => rtrb(settings.time / 2, batch, [7_u64; DESC_WORDS], |words| words[0])?,
+            };
+            Ok(seconds * 1e9)
         })?;
         rows.push(contest.finish());
     }
@@ -213,19 +219,23 @@ fn ours(time: Duration, batch: usize, payload: bool) -> Result<f64> {
     race(time, produce, consume)
 }
 
-fn rtrb(time: Duration, batch: usize) -> Result<f64> {
-    let (mut producer, mut consumer) = rtrb::RingBuffer::<[u8; PACKET]>::new(POSITIONS);
-    let packet = [7_u8; PACKET];
+fn rtrb<T: Copy + Send, R>(
+    time: Duration,
+    batch: usize,
+    item: T,
+    look: impl Fn(&T) -> R + Send,
+) -> Result<f64> {
+    let (mut producer, mut consumer) = rtrb::RingBuffer::<T>::new(POSITIONS);
     let produce = move || {
         let Ok(chunk) = producer.write_chunk_uninit(batch) else { return 0 };
-        chunk.fill_from_iter(std::iter::repeat_n(packet, batch)) as u64
+        chunk.fill_from_iter(std::iter::repeat_n(item, batch)) as u64
     };
     let consume = move || {
         let ready = consumer.slots().min(batch);
         let Ok(chunk) = consumer.read_chunk(ready) else { return 0 };
         let (first, second) = chunk.as_slices();
-        for packet in first.iter().chain(second) {
-            black_box(look(packet));
+        for item in first.iter().chain(second) {
+            black_box(look(item));
         }
         chunk.commit_all();
         ready as u64
