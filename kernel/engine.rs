@@ -14,7 +14,9 @@ use crate::allocator::Table;
 use crate::clock::ClockPage;
 use crate::compat::EOPNOTSUPP;
 use crate::memory::Memory;
-use crate::primitives::{monotonic_ns, random, tai_ns, trace, WaitQueue};
+use crate::primitives::{
+    monotonic_ns, random, realtime_of, tai_ns, tai_of, trace, WaitQueue,
+};
 use crate::ring::abi::{self, feature, ioctl, status, StreamCounters, LEGS_MAX, READERS_MAX};
 use crate::ring::follow::Held;
 use crate::ring::header::Kind;
@@ -36,6 +38,10 @@ const HOUSEKEEPING_NS: u64 = 500_000_000;
 pub(crate) const REORDER_MAX_NS: u64 = 60_000_000_000;
 /// Free positions below which the readers' tails are looked at before every packet.
 const ROOM_LOW: u64 = 64;
+/// A time stamp older than this tells that the clock was set meanwhile.
+const AGE_MAX_NS: u64 = 1_000_000_000;
+/// For so long after a look at the clock a packet's stamp is the present.
+const FRESH_NS: u64 = 1_000_000;
 /// The rest of a train that does not come is waited for so long.
 const TRAIN_NS: u64 = 1_000_000;
 
@@ -139,8 +145,11 @@ pub(crate) struct Engine {
     consumed_to: u64,
     /// Packets dropped for want of room, as far as they were traced.
     traced: u64,
-    /// Last look at clocks and sockets.
-    looked_ns: u64,
+    /// When clocks and sockets are to be looked at next.
+    look_ns: u64,
+    /// Last look at CLOCK_MONOTONIC for a packet, and the latest time that one was dated.
+    clock_ns: u64,
+    latest_ns: u64,
     clock: ClockPage,
     /// Packets of a train get times of their own.
     exact_times: bool,
@@ -190,12 +199,13 @@ pub(crate) trait Bytes {
 
 /// A packet of a leg, or a train of them that is whole.
 pub(crate) struct Datagram<'a> {
-    /// What the ring is told of it. It has no slot yet.
+    /// What the ring is told of it. It has no slot yet, and before it is [dated](Engine::date) no times.
     pub(crate) packet: Packet<'a>,
     /// The next packet of its train comes right after it.
     pub(crate) more: bool,
     /// What the network stack stamped it with; 0: nothing.
     pub(crate) stamp_ns: u64,
+    /// The present, CLOCK_MONOTONIC, once it is dated.
     pub(crate) now_ns: u64,
 }
 
@@ -391,7 +401,9 @@ impl Engine {
             max_latency_ns: 0,
             lens,
             traced: 0,
-            looked_ns: 0,
+            look_ns: 0,
+            clock_ns: 0,
+            latest_ns: 0,
             clock: ClockPage::new(),
             exact_times: header.features & feature::EXACT_TIMES != 0,
         })
@@ -510,9 +522,38 @@ impl Engine {
         let due_ns = self.conclude(memory, waits, now_ns);
         let look_ns = match self.source {
             Some(_) => None,
-            None => Some(self.looked_ns.saturating_add(HOUSEKEEPING_NS)),
+            None => Some(self.look_ns),
         };
         [source_ns, due_ns, look_ns].into_iter().flatten().min()
+    }
+
+    /// Finds out when a packet, or a train, arrived, and what time it is. The network stack has just looked at the
+    /// clock for its stamp: right after a look of ours, that is the present (docs/decisions/0015).
+    #[inline(always)]
+    pub(crate) fn date(&mut self, datagram: &mut Datagram<'_>) {
+        let stamp_ns = datagram.stamp_ns;
+        // As the clocks stand to each other now.
+        let stamped_ns = stamp_ns.wrapping_sub(realtime_of(0));
+        let fresh = stamp_ns != 0 && stamped_ns.wrapping_sub(self.clock_ns) < FRESH_NS;
+        let arrival_ns = if fresh { stamped_ns } else { self.arrival(stamp_ns, stamped_ns) };
+        self.latest_ns = self.latest_ns.max(arrival_ns);
+        datagram.now_ns = self.latest_ns;
+        datagram.packet.arrival_ns = arrival_ns;
+        datagram.packet.time_ns = tai_of(arrival_ns);
+    }
+
+    /// When a packet arrived, by the clock: CLOCK_MONOTONIC now, if it was not stamped, or that tells nothing.
+    #[inline(never)]
+    fn arrival(&mut self, stamp_ns: u64, stamped_ns: u64) -> u64 {
+        let now_ns = monotonic_ns();
+        self.clock_ns = now_ns;
+        self.latest_ns = now_ns;
+        let age_ns = if stamp_ns == 0 { 0 } else { now_ns.wrapping_sub(stamped_ns) };
+        if age_ns < AGE_MAX_NS {
+            now_ns.saturating_sub(age_ns)
+        } else {
+            now_ns
+        }
     }
 
     /// A packet of a leg. `None`: it was the usual one, is counted, and [`show_usual`](Self::show_usual) follows;
@@ -524,11 +565,9 @@ impl Engine {
         datagram: &Datagram<'_>,
         bytes: &mut B,
     ) -> Option<Outcome> {
-        if !self.is_quiet() {
-            self.look_again(memory, datagram.now_ns);
-        }
+        let quiet = self.is_quiet() || self.is_quiet_after_all(memory, datagram.now_ns);
         let alone = !self.is_coalesced(datagram);
-        let usual = alone && !self.pending && self.is_quiet() && !self.is_time(datagram.now_ns);
+        let usual = quiet && alone && !self.pending && !self.is_time(datagram.now_ns);
         let mut packet = datagram.packet;
         let Some(slot) = self.core.take_slot() else {
             return Some(self.without_slot(packet, !alone, &bytes.head()));
@@ -570,13 +609,15 @@ impl Engine {
     /// Whether clocks and sockets are to be looked at.
     #[inline]
     fn is_time(&self, now_ns: u64) -> bool {
-        now_ns.saturating_sub(self.looked_ns) >= HOUSEKEEPING_NS
+        now_ns >= self.look_ns
     }
 
+    /// The same after another look at what readers say.
     #[inline(never)]
-    fn look_again(&mut self, memory: &Memory, now_ns: u64) {
+    fn is_quiet_after_all(&mut self, memory: &Memory, now_ns: u64) -> bool {
         self.observe_readers(memory, now_ns);
         self.publish_readers(memory);
+        self.is_quiet()
     }
 
     /// Learns up to where it [is quiet](Self::is_quiet).
@@ -1063,7 +1104,7 @@ impl Engine {
 
     /// Looks at the clocks and the sockets.
     fn look_around(&mut self, memory: &Memory, now_ns: u64) {
-        self.looked_ns = now_ns;
+        self.look_ns = now_ns.saturating_add(HOUSEKEEPING_NS);
         self.clock.publish(memory);
         self.look_at_sockets();
     }

@@ -361,9 +361,11 @@ pub(crate) mod trace {
     /// `point` is one of those above.
     #[inline(always)]
     unsafe fn is_on(point: *const tracepoint) -> bool {
-        // SAFETY: The count lives as long as the module. Others change it at any time: it is read once, as
-        // the kernel's static_key_count() does. While the first listener comes it is negative.
-        unsafe { addr_of!((*point).key.key.enabled.counter).read_volatile() != 0 }
+        // Without trace events the kernel has none of them.
+        cfg!(CONFIG_TRACEPOINTS)
+            // SAFETY: The count lives as long as the module. Others change it at any time: it is read once, as the
+            // kernel's static_key_count() does. While the first listener comes it is negative.
+            && unsafe { addr_of!((*point).key.key.enabled.counter).read_volatile() != 0 }
     }
 
     /// Packets became visible.

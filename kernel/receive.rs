@@ -16,6 +16,7 @@ use crate::compat::EOPNOTSUPP;
 use crate::engine::{Bytes, Datagram, Engine, Outcome};
 use crate::primitives::{monotonic_ns, BhGuard, BhLock, Timer, TimerOwner};
 use crate::ring::abi::{self, StreamCounters, LEGS_MAX};
+use crate::ring::atomic::Word;
 use crate::ring::header::Kind;
 use crate::ring::producer::Mode;
 use crate::ring::receive::Filter;
@@ -181,12 +182,17 @@ impl Receive {
         self.filter.leave_others
     }
 
-    /// Whether packets are taken at present. What happens next is decided under the lock.
-    pub(crate) fn is_running(&self) -> bool {
-        self.shared.memory.state().load() == abi::STATE_RUNNING
+    /// The word that says whether packets are taken at present. What happens next is decided under the lock.
+    pub(crate) fn state(&self) -> &Word {
+        self.shared.memory.state()
     }
 
-    /// A packet of a leg.
+    /// Whether that says so.
+    pub(crate) fn is_running(&self) -> bool {
+        self.state().load() == abi::STATE_RUNNING
+    }
+
+    /// A packet of a leg, [not dated](Engine::date) yet.
     ///
     /// # Safety
     ///
@@ -194,7 +200,7 @@ impl Receive {
     #[inline(always)]
     pub(crate) unsafe fn datagram(
         &self,
-        datagram: &Datagram<'_>,
+        mut datagram: Datagram<'_>,
         bytes: &mut impl Bytes,
     ) -> Outcome {
         let memory = &self.shared.memory;
@@ -204,7 +210,8 @@ impl Receive {
             return Outcome::Left;
         }
         let waits = &self.shared.waits;
-        let outcome = engine.datagram(memory, datagram, bytes);
+        engine.date(&mut datagram);
+        let outcome = engine.datagram(memory, &datagram, bytes);
         let due_ns = match outcome {
             None => engine.show_usual(memory, waits, datagram.now_ns),
             Some(_) if datagram.more => Some(engine.postpone(datagram.now_ns)),
@@ -222,14 +229,15 @@ impl Receive {
     /// # Safety
     ///
     /// The caller is in softirq, or has bottom halves off.
-    pub(crate) unsafe fn train(&self, train: &mut Train<'_>, like: &Datagram<'_>) -> Outcome {
+    pub(crate) unsafe fn train(&self, train: &mut Train<'_>, mut like: Datagram<'_>) -> Outcome {
         let memory = &self.shared.memory;
         // SAFETY: As this function's own requirement.
         let mut engine = unsafe { self.engine.lock_in_softirq() };
         if !engine.is_running() {
             return Outcome::Left;
         }
-        engine.train(memory, like, train);
+        engine.date(&mut like);
+        engine.train(memory, &like, train);
         let due_ns = engine.conclude(memory, &self.shared.waits, like.now_ns);
         self.arm(&mut engine, due_ns);
         Outcome::Taken

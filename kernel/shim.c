@@ -248,10 +248,54 @@ static int rtp_mgr_udp_hand_over(struct sock *sk, struct sk_buff *skb, bool earl
 	(SKB_GSO_UDP_L4 | SKB_GSO_FRAGLIST | SKB_GSO_UDP_TUNNEL | SKB_GSO_UDP_TUNNEL_CSUM)
 #define RTP_MGR_PORTS 64
 
-/* A filter would see the train instead of its packets, and a train may hold RTP that is left to others. */
-static bool rtp_mgr_udp_minds_trains(const void *port, const struct sock *sk)
+/* Does the stream of this port take packets? */
+static __always_inline bool rtp_mgr_is_running(const struct rtp_mgr_port *port)
 {
-	return rcu_access_pointer(sk->sk_filter) || rtp_mgr_udp_leaves_others(port);
+	return READ_ONCE(*port->state) == RTP_MGR_RUNNING;
+}
+
+/* A filter would see the train instead of its packets, and a train may hold RTP that is left to others. */
+static bool rtp_mgr_udp_minds_trains(const struct rtp_mgr_port *port, const struct sock *sk)
+{
+	return rcu_access_pointer(sk->sk_filter) || port->leaves_others;
+}
+
+/* Packets in what the network handed over. */
+static u32 rtp_mgr_packets(const struct sk_buff *skb)
+{
+	u32 len = skb->len - sizeof(struct udphdr);
+
+	return skb_is_gso(skb) ? DIV_ROUND_UP(len, skb_shinfo(skb)->gso_size) : 1;
+}
+
+/* sk_filter_trim_cap(), but for the call where nothing of it but the security module has a say. */
+static __always_inline enum skb_drop_reason rtp_mgr_filter(struct sock *sk, struct sk_buff *skb)
+{
+	if (cgroup_bpf_enabled(CGROUP_INET_INGRESS) || skb_pfmemalloc(skb) ||
+	    rcu_access_pointer(sk->sk_filter))
+		return sk_filter_trim_cap(sk, skb, sizeof(struct udphdr));
+	return security_sock_rcv_skb(sk, skb) ? SKB_DROP_REASON_SECURITY_HOOK : 0;
+}
+
+/*
+ * What the UDP code does after encap_rcv and before the queue: cgroup programs, security module, socket
+ * filter, which may shorten the packet. One that they refuse is dropped here and counted by the socket,
+ * as it would have been there. Inline functions and fields of the packet.
+ */
+static __always_inline bool rtp_mgr_accept(struct sock *sk, struct sk_buff *skb)
+{
+	enum skb_drop_reason reason;
+
+	/* A packet that came early still has what the UDP code takes from it. */
+	nf_reset_ct(skb);
+	skb_orphan(skb);
+	reason = rtp_mgr_filter(sk, skb);
+	if (unlikely(reason)) {
+		sk_drops_add(sk, rtp_mgr_packets(skb));
+		sk_skb_reason_drop(sk, skb, reason);
+		return false;
+	}
+	return true;
 }
 
 #ifdef CONFIG_NETFILTER
@@ -292,7 +336,7 @@ static bool rtp_mgr_port_takes_trains(struct net *net, u16 port)
 
 	hlist_for_each_entry_rcu(watch, rtp_mgr_bucket(port), node) {
 		struct sock *sk = watch->sk;
-		const void *of;
+		const struct rtp_mgr_port *of;
 
 		if (READ_ONCE(inet_sk(sk)->inet_num) != port || !net_eq(sock_net(sk), net) ||
 		    READ_ONCE(udp_sk(sk)->encap_rcv) != rtp_mgr_udp_rcv)
@@ -301,7 +345,7 @@ static bool rtp_mgr_port_takes_trains(struct net *net, u16 port)
 		/* Without user data it is being adopted, and nobody knows by whom. */
 		if (!of || rtp_mgr_udp_minds_trains(of, sk))
 			return false;
-		takes |= udp_test_bit(ACCEPT_L4, sk) && rtp_mgr_udp_is_running(of);
+		takes |= udp_test_bit(ACCEPT_L4, sk) && rtp_mgr_is_running(of);
 	}
 	return takes;
 }
@@ -384,25 +428,32 @@ static __always_inline bool rtp_mgr_socket_is_for4(struct net *net, const struct
 						   const struct udphdr *uh)
 {
 	unsigned int flags = skb_rtable(skb)->rt_flags & (RTCF_BROADCAST | RTCF_MULTICAST);
-	const struct inet_sock *inet = inet_sk(sk);
+	bool slave = ipv4_l3mdev_skb(IPCB(skb)->flags);
 	const struct iphdr *iph = ip_hdr(skb);
-	__be32 own = READ_ONCE(sk->sk_rcv_saddr);
-	__be32 peer = READ_ONCE(inet->inet_daddr);
-	__be16 peer_port = READ_ONCE(inet->inet_dport);
-	int interface = 0;
+	int bound = READ_ONCE(sk->sk_bound_dev_if);
+	__be32 address;
+	__be16 port;
 
-	if (READ_ONCE(sk->sk_bound_dev_if))
-		interface = inet_iif(skb);
-	if (unlikely(flags)) {
-		interface = skb->dev->ifindex;
-		/* Within a VRF the first membership counts, on either of its two interfaces. */
-		if (flags != RTCF_MULTICAST || inet_sdif(skb) ||
-		    !rtp_mgr_is_member(sk, iph->daddr, interface))
-			return false;
-	}
-	return (!own || own == iph->daddr) && (!peer || peer == iph->saddr) &&
-	       (!peer_port || peer_port == uh->source) && !ipv6_only_sock(sk) &&
-	       udp_sk_bound_dev_eq(net, READ_ONCE(sk->sk_bound_dev_if), interface, inet_sdif(skb));
+	/* Within a VRF the first membership counts, on either of its two interfaces. */
+	if (unlikely(flags) && (flags != RTCF_MULTICAST || slave ||
+				!rtp_mgr_is_member(sk, iph->daddr, skb->dev->ifindex)))
+		return false;
+	/* Bound to nothing, a socket gets what comes from any interface that is in no VRF. */
+	if (unlikely(bound || slave) &&
+	    !udp_sk_bound_dev_eq(net, bound, flags ? skb->dev->ifindex : inet_iif(skb),
+				 inet_sdif(skb)))
+		return false;
+	/* Each read right before it is needed: they are in no order. */
+	address = READ_ONCE(sk->sk_rcv_saddr);
+	if (address && address != iph->daddr)
+		return false;
+	address = READ_ONCE(inet_sk(sk)->inet_daddr);
+	if (unlikely(address) && address != iph->saddr)
+		return false;
+	port = READ_ONCE(inet_sk(sk)->inet_dport);
+	if (unlikely(port) && port != uh->source)
+		return false;
+	return !ipv6_only_sock(sk);
 }
 
 #if IS_ENABLED(CONFIG_IPV6)
@@ -492,7 +543,7 @@ static __always_inline struct sock *rtp_mgr_early_socket(struct net *net, struct
 		return NULL;
 	uh = udp_hdr(skb);
 	/* Another hook (ipvlan's) may have given it to a device of another namespace. */
-	if (ntohs(uh->len) != len || skb_zcopy(skb) || !net_eq(dev_net(skb->dev), net))
+	if (ntohs(uh->len) != len || skb_shinfo(skb)->flags & SKBFL_ZEROCOPY_ENABLE || !net_eq(dev_net(skb->dev), net))
 		return NULL;
 	if (sk) {
 		/* Early demultiplexing found it; the first packet tells it the route. */
@@ -517,27 +568,37 @@ static __always_inline struct sock *rtp_mgr_early_socket(struct net *net, struct
 	return rtp_mgr_checksum_holds(skb, uh, offset, len, four) ? sk : NULL;
 }
 
-/* As rtp_mgr_udp_hand_over() does, without a place for its first bytes if they are in one piece. */
+/*
+ * As rtp_mgr_udp_hand_over() does. Of a packet by itself whose first bytes are at hand, what it is is looked at here, in
+ * the same way as is_rtp_start() of ring/src/header.rs does: one call less.
+ */
 static __always_inline int rtp_mgr_hand_over_early(struct sock *sk, struct sk_buff *skb)
 {
-	u32 len = skb->len - sizeof(struct udphdr);
-	struct rtp_mgr_port *port;
+	const u8 *head = skb->data + sizeof(struct udphdr);
+	struct rtp_mgr_port *port = rcu_dereference_sk_user_data(sk);
 
-	if (unlikely(skb_is_gso(skb) ||
-		     skb_headlen(skb) < sizeof(struct udphdr) + min_t(u32, len, RTP_MGR_HEAD))) {
-		/* Another socket of this port takes trains; the UDP code cuts them up for this one. */
-		if (skb_is_gso(skb) && !udp_test_bit(ACCEPT_L4, sk))
-			return 1;
-		return rtp_mgr_udp_hand_over(sk, skb, true);
-	}
-	port = rcu_dereference_sk_user_data(sk);
 	if (unlikely(!port))
 		return 1;
-	return rtp_mgr_udp_packet(port, sk, skb, skb->data + sizeof(struct udphdr), len, true);
+	if (unlikely(skb_headlen(skb) < sizeof(struct udphdr) + RTP_MGR_HEAD || port->leaves_others))
+		return rtp_mgr_udp_hand_over(sk, skb, true);
+	if (unlikely((head[0] & 0xc0) != 0x80 || (head[1] & 0xe0) == 0xc0 ||
+		     !rtp_mgr_is_running(port)))
+		return 1;
+	if (unlikely(!rtp_mgr_accept(sk, skb)))
+		return 0;
+	return rtp_mgr_udp_take(port, skb, skb_network_header(skb), skb->data,
+				ktime_to_ns(skb_tstamp(skb)));
+}
+
+/* The same of a train. If another socket of this port takes trains, the UDP code cuts them up for this one. */
+static __always_inline int rtp_mgr_hand_train_over(struct sock *sk, struct sk_buff *skb)
+{
+	return udp_test_bit(ACCEPT_L4, sk) ? rtp_mgr_udp_hand_over(sk, skb, true) : 1;
 }
 
 /* What the IP and the UDP code do with such a packet. Whether it is taken: else it is as it was. */
-static __always_inline bool rtp_mgr_take_early(struct net *net, struct sk_buff *skb, bool four)
+static __always_inline bool rtp_mgr_take_early(struct net *net, struct sk_buff *skb, bool four,
+					       bool train)
 {
 	struct sock *sk = rtp_mgr_early_socket(net, skb, four);
 	u32 offset = skb_transport_offset(skb);
@@ -551,7 +612,7 @@ static __always_inline bool rtp_mgr_take_early(struct net *net, struct sk_buff *
 	idev = four ? NULL : ip6_dst_idev(skb_dst(skb));
 #endif
 	__skb_pull(skb, offset);
-	if (rtp_mgr_hand_over_early(sk, skb)) {
+	if (train ? rtp_mgr_hand_train_over(sk, skb) : rtp_mgr_hand_over_early(sk, skb)) {
 		__skb_push(skb, offset);
 		return false;
 	}
@@ -568,6 +629,11 @@ static __always_inline bool rtp_mgr_take_early(struct net *net, struct sk_buff *
 	return true;
 }
 
+static noinline bool rtp_mgr_take_train(struct net *net, struct sk_buff *skb, bool four)
+{
+	return rtp_mgr_take_early(net, skb, four, true);
+}
+
 /* Hooks that come after this one, such as conntrack's confirmation, are run before a packet is taken. */
 static noinline unsigned int rtp_mgr_take_after(struct sk_buff *skb,
 						const struct nf_hook_state *state,
@@ -582,7 +648,7 @@ static noinline unsigned int rtp_mgr_take_after(struct sk_buff *skb,
 	if (next == hooks->num_hook_entries || !rtp_mgr_early_socket(state->net, skb, four))
 		return NF_ACCEPT;
 	if (nf_hook_slow(skb, (struct nf_hook_state *)state, hooks, next) == 1 &&
-	    !rtp_mgr_take_early(state->net, skb, four))
+	    !rtp_mgr_take_early(state->net, skb, four, skb_is_gso(skb)))
 		state->okfn(state->net, state->sk, skb);
 	return NF_STOLEN;
 }
@@ -593,15 +659,18 @@ static __always_inline unsigned int rtp_mgr_local_in(struct sk_buff *skb,
 						     nf_hookfn *own, bool four)
 {
 	const struct nf_hook_entries *hooks = rcu_dereference(*list);
+	bool train = skb_is_gso(skb);
 
-	if (unlikely(skb_is_gso(skb)) && !rtp_mgr_mark_train(state->net, skb, state->pf))
+	if (unlikely(train) && !rtp_mgr_mark_train(state->net, skb, state->pf))
 		return NF_ACCEPT;
 	/* A packet that user space was asked about comes in process context. */
 	if (unlikely(!in_softirq() || !hooks))
 		return NF_ACCEPT;
 	if (unlikely(hooks->hooks[hooks->num_hook_entries - 1].hook != own))
 		return rtp_mgr_take_after(skb, state, hooks, own, four);
-	return rtp_mgr_take_early(state->net, skb, four) ? NF_STOLEN : NF_ACCEPT;
+	if (unlikely(train))
+		return rtp_mgr_take_train(state->net, skb, four) ? NF_STOLEN : NF_ACCEPT;
+	return rtp_mgr_take_early(state->net, skb, four, false) ? NF_STOLEN : NF_ACCEPT;
 }
 
 static unsigned int rtp_mgr_local_in4(void *priv, struct sk_buff *skb,
@@ -746,14 +815,6 @@ static void rtp_mgr_watch_want(struct rtp_mgr_watch *watch, bool cut)
 }
 #endif
 
-/* Packets in what the network handed over. */
-static u32 rtp_mgr_packets(const struct sk_buff *skb)
-{
-	u32 len = skb->len - sizeof(struct udphdr);
-
-	return skb_is_gso(skb) ? DIV_ROUND_UP(len, skb_shinfo(skb)->gso_size) : 1;
-}
-
 /* A train that came whole. One that the hook did not mark is a tunnel's, or was on its way before. */
 static int rtp_mgr_udp_rcv_train(struct rtp_mgr_port *port, struct sock *sk, struct sk_buff *skb)
 {
@@ -860,34 +921,13 @@ void rtp_mgr_udp_figures(struct sock *sk, u32 *drops, u32 *buffer)
 	*buffer = READ_ONCE(sk->sk_rcvbuf);
 }
 
-/* sk_filter_trim_cap(), but for the call where nothing of it but the security module has a say. */
-static enum skb_drop_reason rtp_mgr_filter(struct sock *sk, struct sk_buff *skb)
-{
-	if (cgroup_bpf_enabled(CGROUP_INET_INGRESS) || skb_pfmemalloc(skb) ||
-	    rcu_access_pointer(sk->sk_filter))
-		return sk_filter_trim_cap(sk, skb, sizeof(struct udphdr));
-	return security_sock_rcv_skb(sk, skb) ? SKB_DROP_REASON_SECURITY_HOOK : 0;
-}
-
-/*
- * What the UDP code does after encap_rcv and before the queue: cgroup programs, security module, socket
- * filter, which may shorten the packet. One that they refuse is dropped here and counted by the socket,
- * as it would have been there. Then tells of the packet. Inline functions and fields of the packet.
- */
+/* Whether the socket accepts a packet, which then tells of itself. Inline functions and fields of the packet. */
 bool rtp_mgr_udp_accept(struct sock *sk, struct sk_buff *skb, struct rtp_mgr_arrival *arrival)
 {
 	const struct udphdr *uh = udp_hdr(skb);
-	enum skb_drop_reason reason;
 
-	/* A packet that came early still has what the UDP code takes from it. */
-	nf_reset_ct(skb);
-	skb_orphan(skb);
-	reason = rtp_mgr_filter(sk, skb);
-	if (unlikely(reason)) {
-		sk_drops_add(sk, rtp_mgr_packets(skb));
-		sk_skb_reason_drop(sk, skb, reason);
+	if (!rtp_mgr_accept(sk, skb))
 		return false;
-	}
 	if (skb->protocol == htons(ETH_P_IP)) {
 		const struct iphdr *iph = ip_hdr(skb);
 

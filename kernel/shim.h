@@ -59,7 +59,12 @@ struct rtp_mgr_watch;
 /* What the user data of an adopted socket begins with. The same in source/udp.rs. */
 struct rtp_mgr_port {
 	struct rtp_mgr_watch *watch;
+	const u64 *state;	/* the stream's state word */
+	bool leaves_others;	/* it leaves RTP of others to the socket: a train may hold both */
 };
+
+/* The state in which it takes packets. */
+#define RTP_MGR_RUNNING 2
 
 struct rtp_mgr_watch *rtp_mgr_watch_new(struct sock *sk);
 void rtp_mgr_watch_free(struct rtp_mgr_watch *watch);
@@ -73,9 +78,8 @@ bool rtp_mgr_udp_accept(struct sock *sk, struct sk_buff *skb, struct rtp_mgr_arr
 /* In source/udp.rs. */
 int rtp_mgr_udp_packet(const void *port, struct sock *sk, struct sk_buff *skb, const u8 *head, u32 len,
 		       bool early);
+int rtp_mgr_udp_take(const void *port, struct sk_buff *skb, const void *ip, const void *udp, u64 time_ns);
 int rtp_mgr_udp_train(const void *port, struct sock *sk, struct sk_buff *skb, u32 size);
-bool rtp_mgr_udp_is_running(const void *port);
-bool rtp_mgr_udp_leaves_others(const void *port);
 bool rtp_mgr_udp_is_rtp(struct sk_buff *skb, u32 offset, u32 len, u32 size);
 
 #endif

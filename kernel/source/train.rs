@@ -140,7 +140,7 @@ impl Train<'_> {
         self.next == self.len
     }
 
-    /// Whether the packets after this one are RTP of which the present block has all bytes. Goes past them.
+    /// Whether the packets after this one are RTP of which the present block has all bytes. Goes past them if so.
     fn is_rtp_at_hand(&mut self) -> bool {
         let rest = self.next.wrapping_sub(self.at);
         if rest > self.left || (self.size as usize) < FIXED_LEN {
@@ -148,15 +148,16 @@ impl Train<'_> {
         }
         self.advance(rest);
         let (size, mut block, mut left) = (self.size, self.block, self.left);
-        let mut is_rtp = true;
         // What tells RTP is the same in all packets of most trains: begun with what RTP may have.
         let mut rtp_bits = header::start_bits([0x80, 0]);
-        while is_rtp && left >= size {
+        while left >= size {
             // SAFETY: `left` bytes are at hand, more than two; they are read once.
             let first = unsafe { block.cast::<[u8; 2]>().read_volatile() };
             let bits = header::start_bits(first);
             if bits != rtp_bits {
-                is_rtp = header::is_rtp_start(first);
+                if !header::is_rtp_start(first) {
+                    return false;
+                }
                 rtp_bits = bits;
             }
             // SAFETY: As many bytes are at hand.
@@ -165,7 +166,7 @@ impl Train<'_> {
         }
         self.advance(self.left.wrapping_sub(left));
         self.next = self.at;
-        is_rtp
+        true
     }
 
     /// Whether there are bytes at hand: those of the present block, or of the next.

@@ -25,8 +25,10 @@ use kernel::error::to_result;
 use kernel::prelude::*;
 
 use crate::engine::{Bytes, Datagram, Head, Outcome, HEAD};
-use crate::primitives::{copy_bytes, monotonic_ns, realtime_of, tai_of};
+use crate::primitives::copy_bytes;
 use crate::receive::Receive;
+use crate::ring::abi;
+use crate::ring::atomic::Word;
 use crate::ring::header::{self, Kind};
 use crate::ring::receive::Packet;
 use crate::ring::table::Flow;
@@ -34,8 +36,6 @@ use crate::source::train::Train;
 
 /// Bytes of a UDP header.
 const UDP_HEADER: u32 = 8;
-/// A time stamp older than this tells that the clock was set meanwhile.
-const AGE_MAX_NS: u64 = 1_000_000_000;
 
 /// `struct rtp_mgr_arrival` of shim.h.
 #[repr(C)]
@@ -83,9 +83,14 @@ mod shim {
 #[repr(C, align(8))]
 struct Port {
     watch: Watch,
+    state: NonNull<Word>,
+    leaves_others: bool,
     receive: NonNull<Receive>,
     leg: u8,
 }
+
+const _: () = assert!(offset_of!(Port, state) == 8 && offset_of!(Port, leaves_others) == 16);
+const _: () = assert!(abi::STATE_RUNNING == 2);
 
 /// What looks out for trains of a socket: `struct rtp_mgr_watch` of shim.c.
 #[repr(transparent)]
@@ -169,7 +174,11 @@ impl Leg {
         to_result(unsafe { shim::rtp_mgr_udp_check(socket.sock()) })?;
         // SAFETY: A leg drops its port before its socket, after that was released and forgotten.
         let watch = unsafe { Watch::new(socket.sock())? };
-        let port = KBox::new(Port { watch, receive, leg }, GFP_KERNEL_ACCOUNT)?;
+        // SAFETY: As this function's own requirement.
+        let stream = unsafe { receive.as_ref() };
+        let (state, leaves_others) = (NonNull::from(stream.state()), stream.leaves_others());
+        let port =
+            KBox::new(Port { watch, state, leaves_others, receive, leg }, GFP_KERNEL_ACCOUNT)?;
         // Has the network stack stamp packets while there is a leg: not only while it is adopted, since
         // it means patching the kernel's code. Undone by dropping the leg.
         // SAFETY: Process context.
@@ -289,12 +298,78 @@ unsafe extern "C" fn rtp_mgr_udp_packet(
     }
     let Some(packet) = NonNull::new(skb).filter(|_| receive.is_running()) else { return 1 };
     // SAFETY: Socket and packet are those of this call.
-    let Some((datagram, bytes)) = (unsafe { port.accept(sk, skb, &mut arrival) }) else { return 0 };
-    let mut single = Single { skb: packet, len: datagram.packet.len, bytes };
-    // SAFETY: The UDP code calls encap_rcv in softirq; the shim's hook hands nothing over elsewhere.
-    let outcome = unsafe { receive.datagram(&datagram, &mut single) };
-    // SAFETY: The packet is that of this call.
-    unsafe { answer(outcome, skb) }
+    let Some(arrival) = (unsafe { accept(sk, skb, &mut arrival) }) else { return 0 };
+    // SAFETY: The packet is that of this call, which the socket has accepted.
+    unsafe { port.take(packet, arrival) }
+}
+
+/// A packet by itself for an adopted socket that came early, is RTP of its stream, and was accepted by the socket: what
+/// encap_rcv answers, as above. `time_ns` as in [`Arrival`].
+///
+/// # Safety
+///
+/// Called by the shim in softirq, with the port that the packet's socket points to, in the RCU section in which it was
+/// read, and with where its IP header (IPv4, or IPv6 without extensions) and its UDP header are, whole.
+#[no_mangle]
+unsafe extern "C" fn rtp_mgr_udp_take(
+    port: *const c_void,
+    skb: *mut bindings::sk_buff,
+    ip: *const u8,
+    udp: *const [u8; UDP_HEADER as usize],
+    time_ns: u64,
+) -> c_int {
+    // SAFETY: As this function's own requirement: an IP header begins with its version, and is as long as that says. The
+    // packet is that of this call.
+    let (port, packet, flow, [len, in_pieces]) = unsafe {
+        let lens = [(*skb).len, (*skb).data_len];
+        (Port::of(port), NonNull::new_unchecked(skb), flow(ip, &*udp), lens)
+    };
+    let arrival = Arrival {
+        flow,
+        len: len.wrapping_sub(UDP_HEADER),
+        more: 0,
+        time_ns,
+        bytes: if in_pieces == 0 { udp.wrapping_add(1).cast() } else { core::ptr::null() },
+    };
+    // SAFETY: As this function's own requirement.
+    unsafe { port.take(packet, &arrival) }
+}
+
+/// Addresses and ports of a packet.
+///
+/// # Safety
+///
+/// `ip` points to an IPv4 header, or to one of IPv6.
+#[inline(always)]
+unsafe fn flow(ip: *const u8, udp: &[u8; UDP_HEADER as usize]) -> Flow {
+    let [a, b, c, d, ..] = *udp;
+    // SAFETY: As this function's own requirement: addresses end an IPv4 header without options, and IPv6's.
+    let (family, source, destination) = unsafe {
+        if ip.read() >> 4 == 4 {
+            (4, four(ip.add(12).cast()), four(ip.add(16).cast()))
+        } else {
+            (6, ip.add(8).cast::<[u8; 16]>().read(), ip.add(24).cast::<[u8; 16]>().read())
+        }
+    };
+    Flow {
+        source,
+        destination,
+        source_port: u16::from_be_bytes([a, b]),
+        destination_port: u16::from_be_bytes([c, d]),
+        family,
+    }
+}
+
+/// An IPv4 address as [`Flow`] has it.
+///
+/// # Safety
+///
+/// It can be read.
+#[inline(always)]
+unsafe fn four(address: *const [u8; 4]) -> [u8; 16] {
+    // SAFETY: As this function's own requirement.
+    let address = u32::from_le_bytes(unsafe { address.read() });
+    u128::from(address).to_le_bytes()
 }
 
 /// A train of RTP of `size` bytes each for an adopted socket: what encap_rcv answers, as above.
@@ -316,36 +391,15 @@ unsafe extern "C" fn rtp_mgr_udp_train(
     let mut arrival = MaybeUninit::uninit();
     let Some(packet) = NonNull::new(skb).filter(|_| receive.is_running()) else { return 1 };
     // SAFETY: Socket and packet are those of this call.
-    let Some((like, _)) = (unsafe { port.accept(sk, skb, &mut arrival) }) else { return 0 };
+    let Some(arrival) = (unsafe { accept(sk, skb, &mut arrival) }) else { return 0 };
+    let like = port.datagram(arrival);
     // SAFETY: The packet is ours until this returns.
     let mut train = unsafe { Train::new(packet, UDP_HEADER, like.packet.len, size) };
     // SAFETY: The UDP code calls encap_rcv in softirq; the shim's hook hands nothing over elsewhere.
-    let outcome = unsafe { receive.train(&mut train, &like) };
+    let outcome = unsafe { receive.train(&mut train, like) };
     drop(train);
     // SAFETY: The packet is that of this call.
     unsafe { answer(outcome, skb) }
-}
-
-/// Whether the stream of an adopted socket takes packets.
-///
-/// # Safety
-///
-/// Called by the shim with the port of an adopted socket, in the RCU section in which it was read.
-#[no_mangle]
-unsafe extern "C" fn rtp_mgr_udp_is_running(port: *const c_void) -> bool {
-    // SAFETY: As this function's own requirement.
-    unsafe { Port::of(port) }.receive().is_running()
-}
-
-/// Whether the stream of an adopted socket leaves RTP of others to it: a train may hold both.
-///
-/// # Safety
-///
-/// As [`rtp_mgr_udp_is_running`].
-#[no_mangle]
-unsafe extern "C" fn rtp_mgr_udp_leaves_others(port: *const c_void) -> bool {
-    // SAFETY: As this function's own requirement.
-    unsafe { Port::of(port) }.receive().leaves_others()
 }
 
 /// Whether all packets of a train are RTP: `len` bytes from `offset` on, in packets of `size` bytes.
@@ -366,6 +420,7 @@ unsafe extern "C" fn rtp_mgr_udp_is_rtp(
 }
 
 /// The bytes of a packet that came by itself, or was cut off a train.
+#[derive(Clone, Copy)]
 struct Single {
     /// It is ours while this lives.
     skb: NonNull<bindings::sk_buff>,
@@ -374,10 +429,18 @@ struct Single {
     bytes: *const u8,
 }
 
+// What is called takes copies: a reference would keep `Single` out of registers.
 impl Single {
     #[inline(never)]
-    fn copy_pieces(&mut self, to: &mut [u8]) -> bool {
+    fn copy_pieces(self, to: &mut [u8]) -> bool {
         self.train().copy_next(to)
+    }
+
+    #[inline(never)]
+    fn first(self) -> Head {
+        let mut train = self.train();
+        train.next_packet();
+        train.head()
     }
 
     fn train(&self) -> Train<'_> {
@@ -387,10 +450,9 @@ impl Single {
 }
 
 impl Bytes for Single {
+    #[inline(always)]
     fn head(&mut self) -> Head {
-        let mut train = self.train();
-        train.next_packet();
-        train.head()
+        self.first()
     }
 
     #[inline(always)]
@@ -434,49 +496,54 @@ impl Port {
         unsafe { self.receive.as_ref() }
     }
 
-    /// Whether the socket accepts a packet, what it then tells of itself (`arrival` keeps that), and where its bytes
-    /// are if they are in one piece. One that it refuses is gone.
-    ///
-    /// # Safety
-    ///
-    /// `sk` was called with `skb`, and this is its port.
+    /// What the ring is told of a packet.
     #[inline(always)]
-    unsafe fn accept<'a>(
-        &self,
-        sk: *mut bindings::sock,
-        skb: *mut bindings::sk_buff,
-        arrival: &'a mut MaybeUninit<Arrival>,
-    ) -> Option<(Datagram<'a>, *const u8)> {
-        // SAFETY: As this function's own requirement.
-        if !unsafe { shim::rtp_mgr_udp_accept(sk, skb, arrival.as_mut_ptr()) } {
-            return None;
-        }
-        // SAFETY: All of it is written for a packet that is accepted.
-        let arrival: &'a Arrival = unsafe { arrival.assume_init_ref() };
-        let now_ns = monotonic_ns();
-        let (arrival_ns, time_ns) = times(arrival.time_ns, now_ns);
+    fn datagram<'a>(&self, arrival: &'a Arrival) -> Datagram<'a> {
         let packet = Packet {
             slot: 0,
             len: arrival.len,
             truncated: false,
             coalesced: false,
             leg: self.leg,
-            arrival_ns,
-            time_ns,
+            arrival_ns: 0,
+            time_ns: 0,
             flow: &arrival.flow,
         };
-        let more = arrival.more != 0;
-        Some((Datagram { packet, more, stamp_ns: arrival.time_ns, now_ns }, arrival.bytes))
+        Datagram { packet, more: arrival.more != 0, stamp_ns: arrival.time_ns, now_ns: 0 }
+    }
+
+    /// Takes a packet, unless it is the socket's after all: what encap_rcv answers.
+    ///
+    /// # Safety
+    ///
+    /// In softirq, with a packet that this port's socket has accepted, and what that then told of itself.
+    #[inline(always)]
+    unsafe fn take(&self, skb: NonNull<bindings::sk_buff>, arrival: &Arrival) -> c_int {
+        let datagram = self.datagram(arrival);
+        let mut single = Single { skb, len: arrival.len, bytes: arrival.bytes };
+        // SAFETY: As this function's own requirement.
+        let outcome = unsafe { self.receive().datagram(datagram, &mut single) };
+        // SAFETY: The packet is ours if it was taken.
+        unsafe { answer(outcome, skb.as_ptr()) }
     }
 }
 
-/// CLOCK_MONOTONIC and CLOCK_TAI of a packet that was stamped with `stamp_ns` of CLOCK_REALTIME, or
-/// comes now, at `now_ns` of CLOCK_MONOTONIC.
-fn times(stamp_ns: u64, now_ns: u64) -> (u64, u64) {
-    let age_ns = match stamp_ns {
-        0 => 0,
-        stamp_ns => realtime_of(now_ns).wrapping_sub(stamp_ns),
-    };
-    let arrival_ns = if age_ns < AGE_MAX_NS { now_ns.saturating_sub(age_ns) } else { now_ns };
-    (arrival_ns, tai_of(arrival_ns))
+/// Whether the socket accepts a packet, and what that then tells of itself, which `arrival` keeps. One that it refuses
+/// is gone.
+///
+/// # Safety
+///
+/// `sk` was called with `skb`.
+#[inline(always)]
+unsafe fn accept(
+    sk: *mut bindings::sock,
+    skb: *mut bindings::sk_buff,
+    arrival: &mut MaybeUninit<Arrival>,
+) -> Option<&Arrival> {
+    // SAFETY: As this function's own requirement.
+    if !unsafe { shim::rtp_mgr_udp_accept(sk, skb, arrival.as_mut_ptr()) } {
+        return None;
+    }
+    // SAFETY: All of it is written for a packet that is accepted.
+    Some(unsafe { arrival.assume_init_ref() })
 }

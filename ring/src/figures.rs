@@ -119,9 +119,9 @@ pub(super) fn publish_plain_leg(
     );
 }
 
-/// The figures of a source that plain packets change.
+/// The figures of a source that plain packets change. `expected` is what it derives.
 #[inline(always)]
-pub(super) fn publish_plain_source(block: &Block<'_>, source: &Source) {
+pub(super) fn publish_plain_source(block: &Block<'_>, source: &Source, expected: u64) {
     let jitter = source.jitter();
     update!(
         block,
@@ -129,7 +129,7 @@ pub(super) fn publish_plain_source(block: &Block<'_>, source: &Source) {
             received: source.received(),
             unique: source.unique(),
             bytes: source.bytes(),
-            expected: source.expected(),
+            expected: expected,
             highest_sequence: source.highest(),
             jitter_q4_ns: jitter.q4_ns,
             jitter_max_q4_ns: jitter.max_q4_ns,

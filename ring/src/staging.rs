@@ -241,10 +241,16 @@ impl Row<'_> {
     /// Accounts for them. `time_ns`: CLOCK_TAI of the last one.
     #[inline(always)]
     pub(super) fn end(self, time_ns: u64) {
-        let next = self.producer.claim();
-        self.tally.published = self.tally.published.wrapping_add(next.wrapping_sub(self.start));
+        let count = self.producer.claim().wrapping_sub(self.start);
+        self.tally.published = self.tally.published.wrapping_add(count);
+        self.end_counted(time_ns);
+    }
+
+    /// The same where somebody else counts them as published.
+    #[inline(always)]
+    pub(super) fn end_counted(self, time_ns: u64) {
         *self.time_ns = time_ns;
-        *self.head = next;
+        *self.head = self.producer.claim();
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! What lives here: what such a packet has to be like, and all that it does. It is what
 //! [`super::receive`] and `ordered` do where there is nothing to find and nothing to decide,
-//! and leaves the same behind. What does not: everything else. Whatever else may change what the next
+//! and leaves the same behind. It is there for streams with one leg. What does not: everything else. Whatever else may change what the next
 //! packet means calls `disturb`, and the packet after goes the long way.
 
 use super::abi::{flag, Descriptor};
@@ -92,7 +92,6 @@ impl Next {
 /// Packets that went the short way and do not count yet.
 #[derive(Clone, Copy, Debug)]
 struct Run {
-    leg: u8,
     count: u64,
     bytes: u64,
     last_ns: u64,
@@ -102,7 +101,7 @@ impl Run {
     /// One packet.
     #[inline(always)]
     fn of(packet: &Packet<'_>, payload_len: u32) -> Self {
-        Self { leg: packet.leg, count: 1, bytes: payload_len.into(), last_ns: packet.arrival_ns }
+        Self { count: 1, bytes: payload_len.into(), last_ns: packet.arrival_ns }
     }
 }
 
@@ -207,7 +206,7 @@ impl<M: Memory> ReceiveCore<M> {
 
     fn next_steadily(&self, packet: &Packet<'_>) -> Option<Steady> {
         let (source, entry) = self.table.latest()?;
-        let leg = self.legs.get(usize::from(packet.leg))?;
+        let [leg, ..] = &self.legs;
         let own = entry.source.highest();
         let delta = if self.config.order.is_some() {
             let sequence = own.wrapping_add(leg.delta);
@@ -223,8 +222,10 @@ impl<M: Memory> ReceiveCore<M> {
         // With the marker bit, 64 to 95 are RTCP.
         let distinct = entry.payload_type & 0x60 != 0x40;
         let next = (own as u16).wrapping_add(1);
-        let plain =
-            distinct && self.staging.is_plain() && entry.source.is_next(next, entry.payload_type);
+        let plain = distinct
+            && packet.leg == 0
+            && self.staging.is_plain()
+            && entry.source.is_next(next, entry.payload_type);
         plain.then_some(Steady {
             kind,
             sequence: next,
@@ -314,7 +315,7 @@ impl<M: Memory> ReceiveCore<M> {
             let sequence = own.wrapping_add(steady.delta);
             self.follow_plainly(like, sequence);
             add(&mut self.counters.received, count);
-            let run = Run { leg: like.leg, count, bytes, last_ns: like.arrival_ns };
+            let run = Run { count, bytes, last_ns: like.arrival_ns };
             self.count_plainly(&run);
         }
         (count, end)
@@ -329,6 +330,9 @@ impl<M: Memory> ReceiveCore<M> {
     /// the length of its payload.
     #[inline(always)]
     fn take_like(&mut self, view: &RingView<'_>, packet: &Packet<'_>, bytes: &[u8]) -> Option<u32> {
+        if !self.staging.has_room(self.limit) {
+            return None;
+        }
         let next = self.next_like(packet, bytes)?;
         self.append_next(view, packet, &next).then_some(next.payload_len)
     }
@@ -340,7 +344,7 @@ impl<M: Memory> ReceiveCore<M> {
         let steady = self.steady.as_mut()?;
         let fixed = Fixed::of(bytes)?;
         let fits = packet.len <= self.config.slot_stride;
-        if !steady.is_next(&fixed) || !fits || !self.staging.has_room(self.limit) {
+        if !steady.is_next(&fixed) || !fits {
             return None;
         }
         let (payload_offset, payload_len) = payload(&fixed, bytes)?;
@@ -349,9 +353,9 @@ impl<M: Memory> ReceiveCore<M> {
     }
 
     /// [`take_steadily`](Self::take_steadily), [`tally`](Self::tally) and
-    /// [`publish_figures`](Self::publish_figures) in one go, for a packet that came by itself and takes no more
-    /// positions into use than were before ([`is_fuller`](Self::is_fuller)). [`show`](Self::show) follows.
-    /// `false`: nothing was done; also if there is anything else to publish.
+    /// [`publish_figures`](Self::publish_figures) in one go, for a packet that came by itself, is whole and takes no more
+    /// positions into use than were before ([`fuller_at`](Self::fuller_at)): so there is room.
+    /// [`show_next`](Self::show_next) follows. `false`: nothing was done; also if there is anything else to publish.
     #[inline(always)]
     pub fn take_and_tell(
         &mut self,
@@ -361,31 +365,32 @@ impl<M: Memory> ReceiveCore<M> {
         bytes: &[u8],
         now_ns: u64,
     ) -> bool {
-        if packet.truncated || packet.coalesced || !self.is_published() {
-            return false;
-        }
-        if !self.is_steady_for(packet) {
+        if !self.is_published() || !self.is_steady_for(packet) {
             return false;
         }
         let Some(next) = self.next_like(packet, bytes) else { return false };
         let Some(entry) = self.table.get_mut(next.source) else { return false };
         let own = observe_next(entry, packet, &next);
         let source = &entry.source;
-        publish_plain_source(&to.source(next.source), source);
         let (expected, jitter_q4_ns) = (source.expected(), source.jitter().q4_ns);
-        self.place_next(view, packet, &next, own);
+        publish_plain_source(&to.source(next.source), source, expected);
+        let sequence = own.wrapping_add(next.delta);
+        let descriptor = next.describe(packet, sequence);
+        let mut row = self.staging.row();
+        row.append(view, &descriptor, packet.arrival_ns);
+        row.end_counted(packet.time_ns);
+        self.follow_plainly(packet, sequence);
         bump(&mut self.counters.received);
+        bump(&mut self.counters.published);
         self.add_plainly(&Run::of(packet, next.payload_len));
-        add(&mut self.counters.published, self.staging.take_published());
         let stream_expected = self.expected();
-        if let Some(leg) = self.legs.get(usize::from(packet.leg)) {
-            let (expected, jitter_q4_ns) = match self.config.order {
-                Some(_) => (expected, jitter_q4_ns),
-                None => (stream_expected, leg.figures.jitter_q4_ns),
-            };
-            let block = to.leg(usize::from(packet.leg));
-            publish_plain_leg(&block, &leg.figures, expected, jitter_q4_ns);
-        }
+        // Of a stream with one leg, as all that go the short way.
+        let [leg, ..] = &self.legs;
+        let (expected, jitter_q4_ns) = match self.config.order {
+            Some(_) => (expected, jitter_q4_ns),
+            None => (stream_expected, leg.figures.jitter_q4_ns),
+        };
+        publish_plain_leg(&to.leg(0), &leg.figures, expected, jitter_q4_ns);
         publish_next_counters(&to.counters(), &self.counters, stream_expected, now_ns);
         true
     }
@@ -448,10 +453,9 @@ impl<M: Memory> ReceiveCore<M> {
     #[inline(always)]
     fn follow_plainly(&mut self, packet: &Packet<'_>, sequence: u64) {
         if self.config.order.is_some() {
-            if let Some(leg) = self.legs.get_mut(usize::from(packet.leg)) {
-                leg.last_ns = packet.arrival_ns;
-                leg.latest = sequence;
-            }
+            let [leg, ..] = &mut self.legs;
+            leg.last_ns = packet.arrival_ns;
+            leg.latest = sequence;
             self.run.highest = sequence;
         }
     }
@@ -471,13 +475,12 @@ impl<M: Memory> ReceiveCore<M> {
         if self.config.order.is_none() {
             add(&mut counters.expected, run.count);
         }
-        if let Some(leg) = self.legs.get_mut(usize::from(run.leg)) {
-            let figures = &mut leg.figures;
-            add(&mut figures.received, run.count);
-            add(&mut figures.first, run.count);
-            add(&mut figures.bytes, run.bytes);
-            figures.last_ns = run.last_ns;
-        }
+        let [leg, ..] = &mut self.legs;
+        let figures = &mut leg.figures;
+        add(&mut figures.received, run.count);
+        add(&mut figures.first, run.count);
+        add(&mut figures.bytes, run.bytes);
+        figures.last_ns = run.last_ns;
     }
 }
 

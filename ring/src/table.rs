@@ -413,7 +413,10 @@ where
             let at = self.dirty;
             let Some(entry) = self.next_dirty() else { return };
             match core::mem::take(&mut entry.changed) {
-                Changed::Plain => publish_plain_source(&to.source(at), &entry.source),
+                Changed::Plain => {
+                    let expected = entry.source.expected();
+                    publish_plain_source(&to.source(at), &entry.source, expected);
+                }
                 _ => publish_source(to, at, entry),
             }
         }

@@ -25,11 +25,27 @@ fn figures(counters: StreamCounters) -> StreamCounters {
     StreamCounters { updated_ns: 0, wakeups: 0, high_watermark: 0, coalesced: 0, ..counters }
 }
 
-fn tai_ns() -> u64 {
+fn clock_ns(clock: libc::clockid_t) -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is written.
-    unsafe { libc::clock_gettime(libc::CLOCK_TAI, &mut now) };
+    unsafe { libc::clock_gettime(clock, &mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+fn tai_ns() -> u64 {
+    clock_ns(libc::CLOCK_TAI)
+}
+
+/// Sets CLOCK_REALTIME, and CLOCK_TAI with it, so much further.
+fn step_clock(by_ns: i64) {
+    let to_ns = clock_ns(libc::CLOCK_REALTIME).wrapping_add_signed(by_ns);
+    let to = libc::timespec {
+        tv_sec: (to_ns / 1_000_000_000) as libc::time_t,
+        tv_nsec: (to_ns % 1_000_000_000) as libc::c_long,
+    };
+    // SAFETY: A time that lives as long as the call.
+    let result = unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &to) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
 #[test]
@@ -38,6 +54,30 @@ fn the_module_says_that_it_has_udp_legs() {
     Device::open().unwrap().call(ioctl::VERSION, &mut version).unwrap();
     let wanted = abi::feature::UDP_RECEIVE | abi::feature::ORDERED;
     assert_eq!(version.features & wanted, wanted);
+}
+
+#[test]
+fn times_are_right_from_the_next_packet_on_when_the_clock_is_set() {
+    let socket = local();
+    let mut reader = running(ioctl::Create::default(), &socket);
+    let from = sender(&socket);
+    // Shorter and longer than what the module takes for the present; together nothing.
+    let steps = [400_000, -300_000, 5_000_000, -80_000_000, 74_900_000];
+    for (number, step_ns) in (0..).zip(steps.into_iter().cycle().take(60)) {
+        step_clock(step_ns);
+        // Packets that come close together are dated by their stamps alone.
+        for sequence in [0, 1, 2].map(|packet| 3 * number + packet) {
+            let before = (tai_ns(), clock_ns(libc::CLOCK_MONOTONIC));
+            assert!(from.send(&rtp(sequence)).is_ok());
+            let items = reader.collect(1, LIMIT);
+            let after = (tai_ns(), clock_ns(libc::CLOCK_MONOTONIC));
+            let (time_ns, last_ns) = (items[0].descriptor.time_ns, reader.source(0).last_ns);
+            assert!((before.0..=after.0).contains(&time_ns), "{sequence}: {before:?} {time_ns}");
+            assert!((before.1..=after.1).contains(&last_ns), "{sequence}: {before:?} {last_ns}");
+            let updated_ns = reader.counters().updated_ns;
+            assert!(updated_ns >= last_ns && updated_ns <= clock_ns(libc::CLOCK_MONOTONIC));
+        }
+    }
 }
 
 #[test]

@@ -535,6 +535,36 @@ impl Batch<'_> {
     }
 }
 
+/// For [`Items`], which they are given no reference to: that would keep it out of registers.
+impl<'b> Batch<'b> {
+    /// The packet in this place, whose descriptor this is.
+    #[inline]
+    fn packet(&'b self, at: u64, descriptor: Descriptor) -> Item<'b> {
+        let bytes = self.bytes(at, &descriptor);
+        Item::Packet(Packet { descriptor, position: self.first.wrapping_add(at), bytes })
+    }
+
+    /// What stands in the place of a packet, or before it unless that was `shown`: with the place of the next item, and
+    /// whether what stands before a packet there was shown.
+    #[cold]
+    #[inline(never)]
+    fn item_with_break(&'b self, at: u64, shown: bool) -> (Item<'b>, u64, bool) {
+        let descriptor = self.descriptor(at);
+        let ring_full = descriptor.has(flag::RING_FULL);
+        if descriptor.has(flag::LOST) {
+            // Not in a packet's place, whatever its flags say next time.
+            let (sequence, count) = (descriptor.sequence, descriptor.count);
+            return (Item::Gap(Gap { sequence, count, ring_full }), at + 1, false);
+        }
+        if shown {
+            return (self.packet(at, descriptor), at + 1, false);
+        }
+        let cause = if ring_full { Cause::RingFull } else { Cause::Sequence };
+        let count = descriptor.count.into();
+        (Item::Discontinuity(Discontinuity { count, cause }), at, true)
+    }
+}
+
 impl<'b> IntoIterator for &'b Batch<'_> {
     type Item = Item<'b>;
     type IntoIter = Items<'b>;
@@ -568,57 +598,19 @@ impl<'b> Iterator for Items<'b> {
         }
         let descriptor = self.batch.descriptor(self.at);
         if descriptor.flags & (flag::LOST | flag::DISCONTINUITY) != 0 {
-            return Some(self.next_with_break());
+            let (item, at, shown) = self.batch.item_with_break(self.at, self.shown);
+            (self.at, self.shown) = (at, shown);
+            return Some(item);
         }
-        Some(self.packet(descriptor))
+        let item = self.batch.packet(self.at, descriptor);
+        (self.at, self.shown) = (self.at + 1, false);
+        Some(item)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
         let left = (self.batch.positions - self.at) as usize;
         let lapped = usize::from(self.lapped > 0);
         (left + lapped, Some((2 * left + lapped).saturating_sub(self.shown.into())))
-    }
-}
-
-impl<'b> Items<'b> {
-    /// The packet in this place, whose descriptor this is.
-    #[inline]
-    fn packet(&mut self, descriptor: Descriptor) -> Item<'b> {
-        let bytes = self.batch.bytes(self.at, &descriptor);
-        let position = self.batch.first.wrapping_add(self.at);
-        self.at += 1;
-        self.shown = false;
-        Item::Packet(Packet { descriptor, position, bytes })
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn next_with_break(&mut self) -> Item<'b> {
-        // Looked at again: a reference to what `next` has would keep that out of registers.
-        let descriptor = self.batch.descriptor(self.at);
-        match self.show_break(&descriptor) {
-            Some(item) => item,
-            None => self.packet(descriptor),
-        }
-    }
-
-    /// What stands in the place of a packet, or before it and was not shown yet.
-    fn show_break(&mut self, descriptor: &Descriptor) -> Option<Item<'b>> {
-        let ring_full = descriptor.has(flag::RING_FULL);
-        if descriptor.has(flag::LOST) {
-            // Not in a packet's place, whatever its flags say next time.
-            self.shown = false;
-            self.at += 1;
-            let (sequence, count) = (descriptor.sequence, descriptor.count);
-            return Some(Item::Gap(Gap { sequence, count, ring_full }));
-        }
-        self.shown = !self.shown;
-        if !self.shown {
-            return None;
-        }
-        let cause = if ring_full { Cause::RingFull } else { Cause::Sequence };
-        let count = descriptor.count.into();
-        Some(Item::Discontinuity(Discontinuity { count, cause }))
     }
 }
 
