@@ -7,7 +7,7 @@
 //! Of a receive stream the kernel writes everything except control pages, and reads of user-written memory
 //! only the words of control pages, each once ([`Memory::control`]). Of a transmit stream the writer
 //! also writes descriptors, read once each ([`Memory::ring`]), and slots, whose bytes only go to the
-//! network ([`Memory::slot_bytes`]). A page lives until the stream's memory is dropped
+//! network ([`Memory::slots_bytes`]). A page lives until the stream's memory is dropped
 //! *and* the last mapping of it is gone (each mapping holds a reference to the page); a mapping also keeps
 //! its file, and so the stream, alive.
 
@@ -418,10 +418,16 @@ impl Memory {
         }
     }
 
-    /// Where `slot` begins, if its first `len` bytes are in a slot. Their user may write them at any
-    /// time: to be read by what copies bytes and does not look at them.
-    pub(crate) fn slot_bytes(&self, slot: u32, len: u32) -> Option<NonNull<u8>> {
-        if slot >= self.header.slot_total || len > self.header.slot_stride {
+    /// Whether a packet of `len` bytes fills a slot, so that the next slot's is right behind it.
+    pub(crate) fn is_full(&self, len: u32) -> bool {
+        len == self.header.slot_stride
+    }
+
+    /// Where `slot` begins, if there are `count` slots from it on, and `len` bytes are in one. Their user may write
+    /// them at any time: to be read by what copies bytes and does not look at them.
+    pub(crate) fn slots_bytes(&self, slot: u32, count: usize, len: u32) -> Option<NonNull<u8>> {
+        let end = (slot as usize).saturating_add(count);
+        if end > self.header.slot_total as usize || len > self.header.slot_stride {
             return None;
         }
         let offset = (self.header.slots_offset as usize).saturating_add(self.slot_offset(slot));
@@ -451,7 +457,7 @@ impl Memory {
 
     /// A copy of the first `len` bytes of `slot`, as they are at this moment.
     pub(crate) fn slot_copy(&self, slot: u32, len: u32) -> Result<SlotCopy> {
-        let from = self.slot_bytes(slot, len).ok_or(EFAULT)?;
+        let from = self.slots_bytes(slot, 1, len).ok_or(EFAULT)?;
         let pages = Pages::new((len as usize).div_ceil(PAGE))?;
         // SAFETY: As many bytes of a slot and of pages that are ours. Nobody looks at what is copied, so
         // it does not matter if the slot's user writes it meanwhile.

@@ -11,6 +11,8 @@
 pub(crate) mod abi;
 #[path = "../ring/src/atomic.rs"]
 pub(crate) mod atomic;
+#[path = "../ring/src/batch.rs"]
+pub(crate) mod batch;
 #[path = "../ring/src/figures.rs"]
 pub(crate) mod figures;
 #[path = "../ring/src/follow.rs"]

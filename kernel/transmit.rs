@@ -24,6 +24,8 @@
 //! bytes of slots go to the network as they are at that moment, or until it lets go of them, and nothing
 //! here looks at them.
 
+use core::cmp::Ordering;
+
 use kernel::alloc::flags::{__GFP_NOWARN, GFP_KERNEL_ACCOUNT};
 use kernel::bindings;
 use kernel::cred::Credential;
@@ -36,17 +38,16 @@ use crate::compat::EOPNOTSUPP;
 use crate::memory::{Memory, SlotCopy, SlotPages};
 use crate::primitives::{monotonic_ns, tai_ns, trace};
 use crate::ring::abi::{self, ioctl, status, LegFigures, StreamCounters, LEGS_MAX};
+use crate::ring::batch::{Batch, Part, Place, Run, BATCH_MAX};
 use crate::ring::figures::FigureBlocks;
 use crate::ring::pace::{stall_limit_ns, Pacer, Rate, LATE_NS, RETRY_NS};
-use crate::ring::transmit::{awake, Calls, Job, Progress, TransmitCore};
+use crate::ring::transmit::{awake, Calls, Progress, TransmitCore};
 use crate::sink::copies::Copies;
 use crate::sink::flight::{Departure, Flights, Outcome, Trip};
 use crate::sink::udp::{Gather, UdpSink, DATAGRAM_MAX, SEGMENTS_MAX};
 use crate::stream::Shared;
 use crate::thread::{self, ActsFor, Bell, Thread, ThreadOwner};
 
-/// Packets of a batch.
-const BATCH_MAX: usize = 256;
 /// How often a launch time that is still to come is looked at again: the clock may be set.
 const LAUNCH_CHECK_NS: u64 = 500_000_000;
 /// Sends of fewer bytes are left to the stack to copy: buffers of pieces cost more than that.
@@ -320,15 +321,6 @@ impl PinnedDrop for Transmit {
     }
 }
 
-/// A packet of the present batch.
-#[derive(Clone, Copy, Default)]
-struct InFlight {
-    job: Job,
-    /// A leg took it.
-    taken: bool,
-    errno: u32,
-}
-
 /// Neighbours that go out in one send.
 struct Message {
     /// 0: the next packet is not in the stream's memory.
@@ -368,8 +360,8 @@ struct Leg {
     pages: Pages,
     /// Until then the stack copies, CLOCK_MONOTONIC.
     plain_until_ns: u64,
-    /// Packets of the present batch that this leg is done with.
-    done: usize,
+    /// What it is done with of the present batch.
+    at: Place,
     blocked_since: Option<u64>,
     figures: LegFigures,
 }
@@ -395,9 +387,8 @@ struct Engine {
     pacer: Option<Pacer>,
     /// Filled from the front.
     legs: Legs,
-    /// The present batch: `filled` packets.
-    batch: KVVec<InFlight>,
-    filled: usize,
+    /// The present batch.
+    batch: Batch<KVVec<Run>>,
     gather: Gather,
     /// When a leg may be sent to from the ring's own pages.
     flights: Option<Flights>,
@@ -471,8 +462,7 @@ impl Engine {
                 places: [const { None }; LEGS_MAX],
                 count: (header.legs_count as usize).min(LEGS_MAX),
             },
-            batch: KVVec::from_elem(InFlight::default(), BATCH_MAX, flags)?,
-            filled: 0,
+            batch: Batch::new(KVVec::from_elem(Run::default(), BATCH_MAX, flags)?),
             gather: Gather::new()?,
             flights: None,
             copies: None,
@@ -579,9 +569,9 @@ impl Engine {
         let (tai_ns, now_ns) = (tai_ns(), monotonic_ns());
         self.land(now_ns);
         self.core.observe_head(memory.control(WRITER).position.load_acquire());
-        if self.filled == 0 {
+        if self.batch.is_empty() {
             let next = self.take_batch(memory, now_ns, tai_ns);
-            if self.filled == 0 {
+            if self.batch.is_empty() {
                 self.publish(shared, now_ns);
                 return next;
             }
@@ -590,7 +580,7 @@ impl Engine {
             self.send(leg, memory, now_ns);
         }
         self.give_up_stalled(now_ns);
-        if self.legs.iter().all(|leg| leg.done == self.filled) {
+        if self.legs.iter().all(|leg| leg.at.done == self.batch.len()) {
             self.finish_batch(now_ns);
             // A device that is idle has let go of the slots already.
             self.land(now_ns);
@@ -617,7 +607,7 @@ impl Engine {
                 (due.packets, late, Next::At(due.next_ns))
             }
         };
-        while (self.filled as u64) < due {
+        while (self.batch.len() as u64) < due {
             let Some(job) = self.core.peek(&ring) else { break };
             if let Some(launch_ns) = job.launch_ns.filter(|_| self.pacer.is_none()) {
                 let wait_ns = launch_ns.saturating_sub(tai_ns);
@@ -627,35 +617,25 @@ impl Engine {
                 }
                 bump(&mut late, u64::from(tai_ns.saturating_sub(launch_ns) > LATE_NS));
             }
-            if !self.accept(&job) {
-                break;
-            }
+            self.core.take(&job);
+            let mut run = Run::of(job);
+            let room = due.saturating_sub(self.batch.len() as u64).saturating_sub(1);
+            self.core.extend(&mut run, room as usize, &ring);
+            // There is room: no more is due than a batch has.
+            self.batch.push(&run);
         }
         if let Some(pacer) = &mut self.pacer {
-            pacer.sent(self.filled as u64);
-            late = late.min(self.filled as u64);
+            pacer.sent(self.batch.len() as u64);
+            late = late.min(self.batch.len() as u64);
         }
         bump(&mut self.core.counters_mut().sent_late, late);
         next
     }
 
-    /// Makes a packet part of the batch. `false`: there is no room.
-    fn accept(&mut self, job: &Job) -> bool {
-        let Some(place) = self.batch.get_mut(self.filled) else { return false };
-        *place = InFlight {
-            job: *job,
-            taken: false,
-            errno: 0,
-        };
-        self.core.take(job);
-        self.filled = self.filled.saturating_add(1);
-        true
-    }
-
     /// Sends to one leg what it takes of the batch.
     fn send(&mut self, number: usize, memory: &Memory, now_ns: u64) {
         let Some(leg) = self.legs.get_mut(number).and_then(Option::as_mut) else { return };
-        let batch = self.batch.get_mut(..self.filled).unwrap_or_default();
+        let batch = &mut self.batch;
         let mut copies =
             self.copies.as_mut().filter(|_| now_ns >= leg.plain_until_ns && leg.sink.takes_pieces());
         // An ICMP answer to an earlier packet is told once, instead of sending. A second error in a row
@@ -691,7 +671,7 @@ impl Engine {
                     if matches!(message.origin, Origin::Trial(_)) {
                         leg.pages = Pages::Trial;
                     }
-                    leg.took(batch, &message, now_ns);
+                    leg.took(batch, &message, self.gather.bytes(), now_ns);
                     if message.packets > 1 {
                         bump(&mut counters.coalesced, message.packets as u64);
                     }
@@ -734,7 +714,7 @@ impl Engine {
     /// Ends the waiting for legs that take nothing for too long.
     fn give_up_stalled(&mut self, now_ns: u64) {
         let limit_ns = stall_limit_ns(self.legs.count);
-        let batch = self.batch.get_mut(..self.filled).unwrap_or_default();
+        let batch = &mut self.batch;
         for leg in self.legs.iter_mut() {
             let since_ns = leg.blocked_since.unwrap_or(now_ns);
             if now_ns.saturating_sub(since_ns) >= limit_ns {
@@ -747,20 +727,17 @@ impl Engine {
 
     /// Releases the batch: every leg is done with it.
     fn finish_batch(&mut self, now_ns: u64) {
-        for packet in self.batch.get(..self.filled).unwrap_or_default() {
-            if packet.taken {
-                self.core.count_sender(&packet.job, now_ns);
-                self.core.sent(packet.job.position, packet.job.len);
+        let (core, batch) = (&mut self.core, &mut self.batch);
+        for (begin, run) in batch.runs() {
+            if batch.is_whole(begin, run.count as usize) {
+                core.sent_run(run, now_ns);
             } else {
-                self.core.failed(packet.job.position, packet.errno);
-            }
-            if packet.errno != 0 {
-                self.core.counters_mut().send_errno = packet.errno.into();
+                finish_one_by_one(core, batch, begin, run, now_ns);
             }
         }
-        self.filled = 0;
+        batch.clear();
         for leg in self.legs.iter_mut() {
-            leg.done = 0;
+            leg.at = Place::default();
         }
     }
 
@@ -793,10 +770,9 @@ impl Engine {
     fn stop(&mut self, shared: &Shared) {
         let memory = &shared.memory;
         self.running = false;
-        let batch = self.batch.get_mut(..self.filled).unwrap_or_default();
         for leg in self.legs.iter_mut() {
             leg.sink.wait_no_more();
-            leg.give_up(batch, usize::MAX, bindings::ECANCELED);
+            leg.give_up(&mut self.batch, usize::MAX, bindings::ECANCELED);
         }
         self.finish_batch(monotonic_ns());
         self.core.observe_head(memory.control(WRITER).position.load_acquire());
@@ -811,6 +787,29 @@ impl Engine {
         let now_ns = monotonic_ns();
         self.land(now_ns);
         self.publish(shared, now_ns);
+    }
+}
+
+/// Releases the packets of `run`, each as its legs say, of which the first is the one at `begin` of the batch.
+#[cold]
+fn finish_one_by_one(
+    core: &mut TransmitCore<KVVec<Progress>>,
+    batch: &Batch<KVVec<Run>>,
+    begin: usize,
+    run: &Run,
+    now_ns: u64,
+) {
+    for step in 0..run.count {
+        let (taken, errno) = batch.outcome(begin.saturating_add(step as usize));
+        let position = run.first.position.wrapping_add(step.into());
+        if taken {
+            core.sent_of_run(run, step, now_ns);
+        } else {
+            core.failed(position, errno);
+        }
+        if errno != 0 {
+            core.counters_mut().send_errno = errno.into();
+        }
     }
 }
 
@@ -838,20 +837,15 @@ fn depart(
     flight
 }
 
-/// Packets that follow each other, and their bytes.
+/// Packets that follow each other.
 #[derive(Clone, Copy, Default)]
 struct Neighbours {
     packets: usize,
     bytes: usize,
-}
-
-impl Neighbours {
-    fn and(self, len: u32) -> Self {
-        Self {
-            packets: self.packets.saturating_add(1),
-            bytes: self.bytes.saturating_add(len as usize),
-        }
-    }
+    /// Bytes of the first, and its position and that of the last.
+    len: u32,
+    first: u64,
+    last: u64,
 }
 
 impl Leg {
@@ -861,7 +855,7 @@ impl Leg {
         let may = alone && flags & ioctl::LEG_NO_ZEROCOPY == 0;
         let pages = if may { Pages::After(0) } else { Pages::Never };
         let offload = flags & ioctl::LEG_NO_GSO == 0;
-        Self { sink, offload, pages, plain_until_ns: 0, done: 0, blocked_since: None, figures }
+        Self { sink, offload, pages, plain_until_ns: 0, at: Place::default(), blocked_since: None, figures }
     }
 
     /// Sends nothing from the ring's own pages before `from_ns`.
@@ -874,17 +868,16 @@ impl Leg {
     /// The next send of the batch, with its parts in `gather`; `None` when this leg is done with it.
     fn message(
         &self,
-        batch: &[InFlight],
+        batch: &Batch<KVVec<Run>>,
         memory: &Memory,
         gather: &mut Gather,
         own: Option<&SlotPages>,
         now_ns: u64,
     ) -> Option<Message> {
         gather.clear();
-        let rest = batch.get(self.done..)?;
-        let first = rest.first()?.job;
-        let together = self.neighbours(rest);
-        let packets = rest.get(..together.packets)?;
+        let first = batch.parts(&self.at, 1).next()?;
+        let together = self.neighbours(batch);
+        let parts = batch.parts(&self.at, together.packets);
         let own = own.filter(|_| together.bytes >= PAGES_MIN);
         match (self.pages, own) {
             (Pages::After(from_ns), Some(_)) if now_ns >= from_ns => {
@@ -894,110 +887,136 @@ impl Leg {
                 }
             }
             (Pages::Granted, Some(own)) => {
-                let message = of_pages(packets, memory, own, gather);
-                if message.is_some() {
-                    return message;
+                if add_pages(parts, memory, own, gather) {
+                    return Some(together.of_slots());
                 }
                 gather.clear();
             }
             _ => {}
         }
-        Some(of_copies(packets, memory, gather))
+        let parts = batch.parts(&self.at, together.packets);
+        Some(together.of_copies(add_memory(parts, memory, gather)))
     }
 
     /// Those that may leave in one send, the first of them at least.
     ///
     /// With offload, neighbours of equal length go together. A shorter one may close a message: that is
     /// what a segmented message looks like on the wire, too.
-    fn neighbours(&self, rest: &[InFlight]) -> Neighbours {
+    fn neighbours(&self, batch: &Batch<KVVec<Run>>) -> Neighbours {
         let most = if self.offload { SEGMENTS_MAX } else { 1 };
-        let first_len = rest.first().map_or(0, |first| first.job.len);
-        let mut neighbours = Neighbours::default();
-        for InFlight { job, .. } in rest.iter().take(most) {
-            let more = neighbours.and(job.len);
-            if neighbours.packets > 0 && (job.len > first_len || more.bytes > DATAGRAM_MAX) {
+        let mut together = Neighbours::default();
+        for part in batch.parts(&self.at, most) {
+            if together.packets == 0 {
+                (together.first, together.len) = (part.position, part.len);
+            }
+            let room = DATAGRAM_MAX.saturating_sub(together.bytes);
+            let fit = room.checked_div(part.len as usize).unwrap_or(0).max(usize::from(together.packets == 0));
+            let count = match part.len.cmp(&together.len) {
+                Ordering::Less => fit.min(1),
+                Ordering::Equal => fit.min(part.count),
+                Ordering::Greater => 0,
+            };
+            if count == 0 {
                 break;
             }
-            neighbours = more;
-            if job.len < first_len {
+            together.packets = together.packets.saturating_add(count);
+            together.bytes = together.bytes.saturating_add(count.saturating_mul(part.len as usize));
+            together.last = part.position.wrapping_add(count as u64).wrapping_sub(1);
+            if count < part.count || part.len < together.len {
                 break;
             }
         }
-        neighbours
+        together
     }
 
-    /// The network took a message.
-    fn took(&mut self, batch: &mut [InFlight], message: &Message, now_ns: u64) {
-        for packet in batch.iter_mut().skip(self.done).take(message.packets) {
-            packet.taken = true;
-            bump(&mut self.figures.received, 1);
-            bump(&mut self.figures.bytes, u64::from(packet.job.len));
-        }
+    /// The network took a message of so many `bytes`.
+    fn took(&mut self, batch: &mut Batch<KVVec<Run>>, message: &Message, bytes: usize, now_ns: u64) {
+        batch.take(&mut self.at, message.packets);
+        bump(&mut self.figures.received, message.packets as u64);
+        bump(&mut self.figures.bytes, bytes as u64);
         self.figures.last_ns = now_ns;
-        self.done = self.done.saturating_add(message.packets);
         self.blocked_since = None;
     }
 
     /// Counts `packets` more of the batch, or what there are, as given up on this leg.
-    fn give_up(&mut self, batch: &mut [InFlight], packets: usize, errno: u32) {
-        for packet in batch.iter_mut().skip(self.done).take(packets) {
-            packet.errno = errno;
-            bump(&mut self.figures.lost, 1);
-            self.done = self.done.saturating_add(1);
-        }
+    fn give_up(&mut self, batch: &mut Batch<KVVec<Run>>, packets: usize, errno: u32) {
+        let packets = batch.refuse(&mut self.at, packets, errno);
+        bump(&mut self.figures.lost, packets as u64);
         self.blocked_since = None;
     }
 }
 
-/// A message of packets that are copied.
-fn of_copies(packets: &[InFlight], memory: &Memory, gather: &mut Gather) -> Message {
-    let mut count = 0_usize;
-    for InFlight { job, .. } in packets {
-        // The core has checked slot and length, so there is such memory.
-        let address = memory.slot_bytes(job.slot, job.len);
-        if !address.is_some_and(|address| gather.add(address, job.len as usize)) {
-            break;
-        }
-        count = count.saturating_add(1);
+impl Neighbours {
+    /// The length of each of `packets`, if they are several.
+    fn segment(&self, packets: usize) -> Option<u16> {
+        u16::try_from(self.len).ok().filter(|_| packets > 1)
     }
-    Message { packets: count, segment: segment(packets, count), origin: Origin::Copy }
+
+    /// A message of the first `packets` of them, which are copied.
+    fn of_copies(&self, packets: usize) -> Message {
+        Message { packets, segment: self.segment(packets), origin: Origin::Copy }
+    }
+
+    /// A message of them, whose slots are read.
+    fn of_slots(&self) -> Message {
+        // Positions that were passed over are among them.
+        let count = self.last.wrapping_sub(self.first).wrapping_add(1) as u32;
+        let origin = Origin::Slots { first: self.first, count };
+        Message { packets: self.packets, segment: self.segment(self.packets), origin }
+    }
 }
 
-/// A message of packets whose slots are read. `None`: copying them costs less. They are in more pieces of pages than
-/// one send can have, or the pieces are small.
-fn of_pages(
-    packets: &[InFlight],
+/// Adds the memory of packets. Returns of how many: all, unless one is not in the stream's memory.
+fn add_memory(parts: impl Iterator<Item = Part>, memory: &Memory, gather: &mut Gather) -> usize {
+    let mut packets = 0_usize;
+    for part in parts {
+        // Full slots are one behind the other.
+        let (each, len) = if memory.is_full(part.len) {
+            (part.count, (part.len as usize).saturating_mul(part.count))
+        } else {
+            (1, part.len as usize)
+        };
+        let mut at = 0;
+        while at < part.count {
+            // The core has checked slot and length, so there is such memory.
+            let address = memory.slots_bytes(part.slot.wrapping_add(at as u32), each, part.len);
+            if !address.is_some_and(|address| gather.add(address, len)) {
+                return packets;
+            }
+            at = at.saturating_add(each);
+            packets = packets.saturating_add(each);
+        }
+    }
+    packets
+}
+
+/// Adds the pages of packets. `false`: copying them costs less. They are in more pieces of pages than one send can have,
+/// or the pieces are small.
+fn add_pages(
+    parts: impl Iterator<Item = Part>,
     memory: &Memory,
     own: &SlotPages,
     gather: &mut Gather,
-) -> Option<Message> {
-    let (first, last) = (packets.first()?.job, packets.last()?.job);
+) -> bool {
     let (mut from, mut to) = (0, 0);
-    for InFlight { job, .. } in packets {
-        let begin = memory.slot_offset(job.slot);
-        // Full slots are one behind the other.
-        if begin != to {
-            if !gather.add_pieces(own.pieces(from, to)) {
-                return None;
+    for part in parts {
+        let each = if memory.is_full(part.len) { part.count } else { 1 };
+        let len = (part.len as usize).saturating_mul(each);
+        let mut at = 0;
+        while at < part.count {
+            let begin = memory.slot_offset(part.slot.wrapping_add(at as u32));
+            if begin != to {
+                if !gather.add_pieces(own.pieces(from, to)) {
+                    return false;
+                }
+                from = begin;
             }
-            from = begin;
+            to = begin.saturating_add(len);
+            at = at.saturating_add(each);
         }
-        to = begin.saturating_add(job.len as usize);
     }
-    let whole = gather.add_pieces(own.pieces(from, to));
-    if !whole || gather.bytes() < gather.count().saturating_mul(PIECE_MIN) {
-        return None;
-    }
-    // Positions that were passed over are among them.
-    let count = last.position.wrapping_sub(first.position).wrapping_add(1) as u32;
-    let origin = Origin::Slots { first: first.position, count };
-    Some(Message { packets: packets.len(), segment: segment(packets, packets.len()), origin })
-}
-
-/// The length of each, if there are several.
-fn segment(packets: &[InFlight], count: usize) -> Option<u16> {
-    let first = packets.first().filter(|_| count > 1)?;
-    u16::try_from(first.job.len).ok()
+    gather.add_pieces(own.pieces(from, to))
+        && gather.bytes() >= gather.count().saturating_mul(PIECE_MIN)
 }
 
 /// What `errno` means for a message. `answered`: the send before had met an ICMP error.

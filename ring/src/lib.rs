@@ -29,6 +29,7 @@
 //! | [`staging`] | which position a packet of an ordered stream gets |
 //! | [`receive`], [`steady`], `ordered` | a receive stream: all of the above put together |
 //! | [`transmit`] | a transmit stream: the engine as consumer of what its user writes |
+//! | [`batch`] | packets of a transmit stream that are sent together |
 //! | [`pattern`] | what the simulated source sends |
 //! | [`pace`] | when the next packets of a transmit stream are due |
 #![cfg_attr(not(any(test, loom)), no_std)]
@@ -46,6 +47,7 @@
 
 pub mod abi;
 pub mod atomic;
+pub mod batch;
 pub mod figures;
 pub mod follow;
 pub mod header;

@@ -11,6 +11,7 @@ use core::ops::DerefMut;
 
 use super::abi::{flag, Descriptor, SourceFigures, StreamCounters};
 use super::atomic::{fence_full, Word};
+use super::batch::Run;
 use super::view::RingView;
 
 /// What the engine knows of one position. Fill new storage with the default.
@@ -23,11 +24,9 @@ pub struct Progress {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
-    /// Not the engine's, or not yet looked at.
+    /// Not done. It is being sent if it was handed out.
     #[default]
-    Waiting,
-    /// Handed out and not yet done.
-    Sending,
+    Open,
     /// Done: may be released when all before it are, and nobody reads its slot.
     Done,
 }
@@ -66,19 +65,24 @@ struct Sender {
 }
 
 impl Sender {
+    /// `packets` like `job`, of which the last has the timestamp `latest`. `None`: that is not known, and the report
+    /// goes on with an earlier one and when that left.
     #[inline]
-    fn count(&mut self, job: &Job, now_ns: u64) {
+    fn count(&mut self, job: &Job, packets: u32, latest: Option<u32>, now_ns: u64) {
         if job.ssrc.is_none() {
             return;
         }
         if job.ssrc != self.ssrc {
-            *self = Self { ssrc: job.ssrc, ..Self::default() };
+            let (ssrc, rtp_timestamp) = (job.ssrc, job.rtp_timestamp);
+            *self = Self { ssrc, rtp_timestamp, last_ns: now_ns, ..Self::default() };
         }
-        self.packets = self.packets.wrapping_add(1);
-        self.octets = self.octets.wrapping_add(job.payload_len.into());
+        let octets = u64::from(job.payload_len).wrapping_mul(packets.into());
+        self.packets = self.packets.wrapping_add(packets.into());
+        self.octets = self.octets.wrapping_add(octets);
         self.payload_type = job.payload_type;
-        self.rtp_timestamp = job.rtp_timestamp;
-        self.last_ns = now_ns;
+        if let Some(rtp_timestamp) = latest {
+            (self.rtp_timestamp, self.last_ns) = (rtp_timestamp, now_ns);
+        }
     }
 }
 
@@ -95,6 +99,8 @@ pub struct TransmitCore<P> {
     tail: u64,
     /// Positions from the tail on that are done and not released.
     waiting: u64,
+    /// Sends that [`hold`](Self::hold) was told of and that are not over.
+    sends: u32,
     /// The last head that was refused: counted once.
     refused: Option<u64>,
     /// The wake-up position that the writer was last woken for.
@@ -118,6 +124,7 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
             next: start,
             tail: start,
             waiting: 0,
+            sends: 0,
             refused: None,
             woken_at: None,
             sender: Sender::default(),
@@ -131,14 +138,6 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
 
     fn index(&self, position: u64) -> usize {
         position as usize & self.progress.len().wrapping_sub(1)
-    }
-
-    #[inline]
-    fn hand_out(&mut self, position: u64) {
-        let index = self.index(position);
-        if let Some(progress) = self.progress.get_mut(index) {
-            progress.stage = Stage::Sending;
-        }
     }
 
     /// How many packets the writer may add.
@@ -193,7 +192,6 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
         let position = self.next;
         self.counters.violations = self.counters.violations.wrapping_add(1);
         self.next = position.wrapping_add(1);
-        self.hand_out(position);
         self.failed(position, 0);
     }
 
@@ -218,8 +216,59 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
     #[inline]
     pub fn take(&mut self, job: &Job) {
         if job.position == self.next && self.ready() > 0 {
-            self.hand_out(job.position);
             self.next = self.next.wrapping_add(1);
+        }
+    }
+
+    /// Hands out those that follow `run`, whose last packet was the latest that was handed out, as part of it: as many as
+    /// are like it, `most` at most. What has a launch time is like nothing.
+    #[inline]
+    pub fn extend(&mut self, run: &mut Run, most: usize, view: &RingView<'_>) {
+        let first = run.first;
+        if first.launch_ns.is_some() {
+            return;
+        }
+        for _ in 0..self.ready().min(most as u64) {
+            let slot = first.slot.wrapping_add(run.count);
+            // Slot and position are not checked against the ring: they follow those of the first.
+            if slot as usize >= self.progress.len() {
+                break;
+            }
+            let descriptor = view.load(self.next);
+            let rtp = u32::from(descriptor.payload_offset) >= LEN_MIN;
+            let alike = descriptor.slot == slot
+                && descriptor.len == first.len
+                && !descriptor.has(flag::LAUNCH_TIME)
+                && descriptor.payload_len.min(descriptor.len) == first.payload_len
+                && descriptor.payload_type == first.payload_type
+                && rtp.then_some(descriptor.ssrc) == first.ssrc;
+            if !alike {
+                break;
+            }
+            run.count = run.count.wrapping_add(1);
+            run.rtp_timestamp = descriptor.rtp_timestamp;
+            self.next = self.next.wrapping_add(1);
+        }
+    }
+
+    /// The packets of `run` have left at `now_ns` of CLOCK_MONOTONIC: as [`sent`](Self::sent) and
+    /// [`count_sender`](Self::count_sender) for each of them.
+    #[inline]
+    pub fn sent_run(&mut self, run: &Run, now_ns: u64) {
+        let Run { first, count, rtp_timestamp } = run;
+        self.sender.count(first, *count, Some(*rtp_timestamp), now_ns);
+        let (position, count) = (first.position, u64::from(*count));
+        let handed_out = self.next.wrapping_sub(self.tail);
+        // Nearly always: in order, and nobody reads a slot.
+        if position == self.tail && self.waiting == 0 && self.sends == 0 && count <= handed_out {
+            self.tail = position.wrapping_add(count);
+            let bytes = u64::from(first.len).wrapping_mul(count);
+            self.counters.sent = self.counters.sent.wrapping_add(count);
+            self.counters.sent_bytes = self.counters.sent_bytes.wrapping_add(bytes);
+            return;
+        }
+        for step in 0..count {
+            self.sent(position.wrapping_add(step), first.len);
         }
     }
 
@@ -232,10 +281,22 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
         }
     }
 
+    /// The packet of `run` that is `step` behind its first has left at `now_ns` of CLOCK_MONOTONIC.
+    pub fn sent_of_run(&mut self, run: &Run, step: u32, now_ns: u64) {
+        let Run { first, count, rtp_timestamp } = run;
+        let latest = match step {
+            0 => Some(first.rtp_timestamp),
+            step if step.wrapping_add(1) == *count => Some(*rtp_timestamp),
+            _ => None,
+        };
+        self.sender.count(first, 1, latest, now_ns);
+        self.sent(first.position.wrapping_add(step.into()), first.len);
+    }
+
     /// Counts a packet that has left at `now_ns` of CLOCK_MONOTONIC for the sender reports.
     #[inline]
     pub fn count_sender(&mut self, job: &Job, now_ns: u64) {
-        self.sender.count(job, now_ns);
+        self.sender.count(job, 1, Some(job.rtp_timestamp), now_ns);
     }
 
     /// The sender of the latest packets, as the first entry of the stream's source table: SSRC, packets,
@@ -268,13 +329,13 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
     #[inline]
     fn finish(&mut self, position: u64) -> bool {
         let (index, tail) = (self.index(position), self.tail);
+        let handed_out = position.wrapping_sub(tail) < self.next.wrapping_sub(tail);
         let Some(progress) = self.progress.get_mut(index) else { return false };
-        if progress.stage != Stage::Sending {
+        if !handed_out || progress.stage == Stage::Done {
             return false;
         }
         // Nearly always: in order, and nobody reads its slot.
         if position == tail && progress.holds == 0 {
-            progress.stage = Stage::Waiting;
             self.tail = tail.wrapping_add(1);
         } else {
             progress.stage = Stage::Done;
@@ -292,7 +353,7 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
             let index = self.index(self.tail);
             match self.progress.get_mut(index) {
                 Some(progress) if progress.stage == Stage::Done && progress.holds == 0 => {
-                    progress.stage = Stage::Waiting;
+                    progress.stage = Stage::Open;
                 }
                 _ => break,
             }
@@ -323,6 +384,7 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
                 *holds = holds.saturating_add(1);
             }
         }
+        self.sends = self.sends.saturating_add(u32::from(count > 0));
         true
     }
 
@@ -333,6 +395,7 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
                 *holds = holds.saturating_sub(1);
             }
         }
+        self.sends = self.sends.saturating_sub(u32::from(count > 0));
         self.release();
     }
 
@@ -640,6 +703,110 @@ mod tests {
         core.count_sender(&job(Some(7), 30, 5), 52);
         let other = core.sender().unwrap();
         assert_eq!((other.ssrc_clock_rate, other.received, other.bytes), (7, 1, 5));
+    }
+
+    #[test]
+    fn runs_are_packets_that_are_alike_and_in_a_row() {
+        let start = u64::MAX - 20;
+        let ring = Ring::new(16);
+        let mut core = core(16, start);
+        let at = |step: u64| start.wrapping_add(step);
+        let slot = |step: u64| at(step) as u32 & 15;
+        let like = |step: u64| Descriptor {
+            slot: slot(step),
+            len: 100,
+            payload_offset: 12,
+            payload_len: 88,
+            payload_type: 33,
+            rtp_timestamp: step as u32,
+            ssrc: 7,
+            ..Descriptor::default()
+        };
+        // The position at step 5 is the ring's first.
+        assert_eq!(slot(5), 0);
+        let others = [
+            (7, Descriptor { len: 101, ..like(7) }),
+            (8, Descriptor { ssrc: 8, ..like(8) }),
+            (9, Descriptor { payload_type: 34, ..like(9) }),
+            (10, Descriptor { payload_len: 87, ..like(10) }),
+            (11, Descriptor { payload_offset: 0, ..like(11) }),
+            (12, Descriptor { flags: flag::LAUNCH_TIME, ..like(12) }),
+            (14, Descriptor { slot: slot(15), ..like(14) }),
+        ];
+        (0..16).for_each(|step| ring.view().store(at(step), &like(step)));
+        others.iter().for_each(|(step, other)| ring.view().store(at(*step), other));
+        // Which packets are its last is nothing that counts.
+        ring.view().store(at(2), &Descriptor { flags: flag::MARKER, ..like(2) });
+        core.observe_head(at(16));
+        let mut runs = Vec::new();
+        while let Some(job) = core.peek(&ring.view()) {
+            core.take(&job);
+            let mut run = Run::of(job);
+            core.extend(&mut run, 3, &ring.view());
+            runs.push((job.position.wrapping_sub(start), run.count, run.rtp_timestamp));
+        }
+        let single = |step: u64| (step, 1, step as u32);
+        let mut expected = std::vec![(0, 4, 3), single(4), (5, 2, 6)];
+        expected.extend((7..14).map(single));
+        expected.push(single(15));
+        assert_eq!(runs, expected);
+        assert_eq!(core.counters(0).violations, 1, "step 14");
+    }
+
+    #[test]
+    fn a_run_counts_as_its_packets_do() {
+        let job = Job {
+            position: 5,
+            slot: 5,
+            len: 100,
+            payload_len: 88,
+            ssrc: Some(7),
+            ..Job::default()
+        };
+        let run = Run { first: Job { rtp_timestamp: 10, ..job }, count: 4, rtp_timestamp: 13 };
+        let ready = || {
+            let ring = Ring::new(16);
+            let mut core = core(16, 5);
+            (5..9).for_each(|position| ring.write(position, position as u32, 100));
+            core.observe_head(9);
+            while let Some(job) = core.peek(&ring.view()) {
+                core.take(&job);
+            }
+            core
+        };
+        let (mut whole, mut each, mut held) = (ready(), ready(), ready());
+        whole.sent_run(&run, 50);
+        (0..4).for_each(|step| each.sent_of_run(&run, step, 50));
+        assert!(held.hold(6, 1));
+        held.sent_run(&run, 50);
+        assert_eq!((whole.tail(), each.tail(), held.tail()), (9, 9, 6));
+        held.let_go(6, 1);
+        for core in [&whole, &each, &held] {
+            assert_eq!((core.tail(), core.counters(0)), (9, whole.counters(0)));
+            let sender = core.sender().unwrap();
+            assert_eq!((sender.received, sender.bytes, sender.rtp_timestamp), (4, 352, 13));
+            law(&core.counters(0));
+        }
+        assert_eq!((whole.counters(0).sent, whole.counters(0).sent_bytes), (4, 400));
+        // Again: they are not the engine's any more.
+        whole.sent_run(&run, 51);
+        assert_eq!((whole.tail(), whole.counters(0).sent), (9, 4));
+    }
+
+    #[test]
+    fn a_report_goes_on_with_a_packet_whose_time_is_known() {
+        let ring = Ring::new(16);
+        let mut core = core(16, 0);
+        (0..4).for_each(|position| ring.write(position, position as u32, 100));
+        core.observe_head(4);
+        let latest = |core: &mut TransmitCore<_>, step, now_ns| {
+            let first = Job { len: 100, ssrc: Some(7), rtp_timestamp: 10, ..Job::default() };
+            core.sent_of_run(&Run { first, count: 4, rtp_timestamp: 13 }, step, now_ns);
+            core.sender().map(|sender| (sender.received, sender.rtp_timestamp, sender.last_ns))
+        };
+        assert_eq!(latest(&mut core, 1, 50), Some((1, 10, 50)), "none before");
+        assert_eq!(latest(&mut core, 2, 51), Some((2, 10, 50)));
+        assert_eq!(latest(&mut core, 3, 52), Some((3, 13, 52)));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use rtp_mgr_ring::abi::{
     Descriptor, Header, LegFigures, ReaderStatus, SourceFigures, StreamCounters, DESC_WORDS,
 };
 use rtp_mgr_ring::atomic::Word;
+use rtp_mgr_ring::batch::{self, Batch, Place, Run};
 use rtp_mgr_ring::figures::FigureBlocks;
 use rtp_mgr_ring::follow::Held;
 use rtp_mgr_ring::header::{self, Kind};
@@ -288,6 +289,43 @@ pub fn transmit_sleep(
         transmit::commit(control.position, need_kick, 2),
         transmit::prepare_wait(control.wake_at, tail, 3),
     ]
+}
+
+/// A batch of it, of which a leg takes some packets and gives up the rest.
+#[inline(never)]
+pub fn transmit_batch(
+    core: &mut Transmit,
+    view: &RingView<'_>,
+    batch: &mut Batch<&'static mut [Run]>,
+    place: &mut Place,
+    [most, errno]: [u32; 2],
+) -> (usize, Option<batch::Part>) {
+    while let Some(job) = core.peek(view) {
+        core.take(&job);
+        let mut run = Run::of(job);
+        core.extend(&mut run, most as usize, view);
+        if !batch.push(&run) || batch.is_empty() {
+            break;
+        }
+    }
+    let next = batch.parts(place, most as usize).last();
+    batch.take(place, most as usize);
+    let refused = batch.refuse(place, most as usize, errno);
+    for (begin, run) in batch.runs() {
+        if batch.is_whole(begin, run.count as usize) {
+            core.sent_run(run, 1);
+        } else if batch.outcome(begin).0 {
+            core.sent_of_run(run, most, 1);
+        }
+    }
+    batch.clear();
+    (refused.wrapping_add(batch.len()), next)
+}
+
+/// A batch without packets.
+#[inline(never)]
+pub fn transmit_batch_new(runs: &'static mut [Run]) -> Batch<&'static mut [Run]> {
+    Batch::new(runs)
 }
 
 /// Pacing.
