@@ -1031,6 +1031,44 @@ fn packets_that_wait_at_their_receiver_stay_as_they_were_sent() {
     }
 }
 
+/// How many pieces a buffer of the stack may have, until it is dropped.
+struct Pieces(String);
+
+impl Pieces {
+    const PATH: &str = "/proc/sys/net/core/max_skb_frags";
+
+    fn limit(count: u32) -> Self {
+        let before = std::fs::read_to_string(Self::PATH).unwrap();
+        std::fs::write(Self::PATH, count.to_string()).unwrap();
+        Self(before)
+    }
+}
+
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        std::fs::write(Self::PATH, &self.0).unwrap();
+    }
+}
+
+#[test]
+fn trains_leave_where_a_buffer_may_have_one_piece_only() {
+    const COUNT: usize = 46;
+    let _limit = Pieces::limit(1);
+    let to = receiver();
+    let mut writer = Writer::create(request()).unwrap();
+    writer.add_leg(0, sender(&to).as_raw_fd(), ioctl::LEG_NO_ZEROCOPY).unwrap();
+    writer.device.plain(ioctl::START).unwrap();
+    let packets: Vec<_> = (0..COUNT as u64).map(|number| numbered(number, 1_400)).collect();
+    packets.iter().for_each(|packet| writer.fill(packet));
+    writer.commit();
+    assert!(writer.wait_for(writer.next, LIMIT));
+    let counters = writer.counters();
+    assert_eq!((counters.sent, counters.send_failed), (COUNT as u64, 0));
+    assert_eq!(counters.coalesced, COUNT as u64, "all in one send: {counters:?}");
+    assert_eq!(counters.socket_calls, 2, "the first was refused: {counters:?}");
+    assert!(collect(to, COUNT, SILENCE).join().unwrap() == packets);
+}
+
 #[test]
 fn an_idle_stream_costs_nothing() {
     let to = receiver();

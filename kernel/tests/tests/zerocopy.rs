@@ -123,6 +123,24 @@ fn a_slot_is_the_writers_again_only_when_the_network_has_let_go_of_it() {
 }
 
 #[test]
+fn a_writer_whose_slots_are_read_goes_on_sending_in_its_own_calls() {
+    const TRAINS: u64 = 2_000;
+    let dummy = Dummy::new("zc20", "10.88.20");
+    let mut writer = dummy.prompt(request(), LIMIT);
+    let [thread] = threads()[..] else { panic!("one stream, one thread: {:?}", threads()) };
+    let (packet, before) = (numbered(7, LEN), switches(thread));
+    for _ in 0..TRAINS {
+        (0..8).for_each(|_| writer.fill(&packet));
+        writer.commit();
+        assert!(writer.wait_for(writer.next, LIMIT));
+    }
+    // It is faster than its packets are sent, so the thread is woken now and then; but finds nothing more to do.
+    let woken = switches(thread) - before;
+    assert!(woken < TRAINS / 4, "{woken} times for {TRAINS} trains");
+    assert!(writer.leg(0).zerocopy > 0);
+}
+
+#[test]
 fn the_network_lets_go_in_any_order() {
     let dummy = Dummy::new("zc3", "10.88.3");
     let mut writer = dummy.prompt(ioctl::Create { ring_order: 8, ..request() }, LIMIT);
