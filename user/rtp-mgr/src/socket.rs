@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::sockopt;
+use rustix::time::{ClockId, clock_getres};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::leg::Leg;
@@ -34,6 +35,9 @@ const BUFFER_FRAME: usize = 384;
 const BUFFER_MIN: usize = 212_992;
 /// Largest value that the kernel can double in an `int`.
 const BUFFER_MAX: usize = (i32::MAX / 2) as usize;
+/// Ticks that kernels are built with: 100 to 1,000 a second.
+const TICK_MIN: Duration = Duration::from_millis(1);
+const TICK_MAX: Duration = Duration::from_millis(10);
 /// Largest hop limit and TTL.
 const TTL_RANGE: std::ops::RangeInclusive<u32> = 1..=255;
 /// Largest differentiated services code point (RFC 2474: six bits).
@@ -276,6 +280,8 @@ pub struct ReceiveSocket {
     source: Option<IpAddr>,
     gro: bool,
     buffer: BufferGrant,
+    /// How long a receive call waits at most; `None`: it does not.
+    patience: Option<Duration>,
     warnings: Vec<SocketWarning>,
 }
 
@@ -318,9 +324,29 @@ impl ReceiveSocket {
             source: leg.source(),
             gro,
             buffer,
+            patience: None,
             warnings,
             socket,
         })
+    }
+
+    /// Has receive calls that do not say otherwise (MSG_DONTWAIT) wait for a datagram, for about `time`.
+    ///
+    /// # Errors
+    /// What the kernel reports; then they do not wait.
+    pub(crate) fn wait_in_calls(&mut self, time: Duration) -> io::Result<()> {
+        self.socket.set_read_timeout(Some(time))?;
+        self.socket.set_nonblocking(false)?;
+        // Time-outs are rounded up to ticks, and begin with the next one.
+        let tick = clock_getres(ClockId::MonotonicCoarse);
+        let tick = Duration::try_from(tick).unwrap_or(TICK_MAX).clamp(TICK_MIN, TICK_MAX);
+        self.patience = Some(time + 2 * tick);
+        Ok(())
+    }
+
+    /// How long such a call waits at most; `None`: it does not wait.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        self.patience
     }
 
     /// Address and port it is bound to; the port that the kernel chose when the leg's is 0.

@@ -27,15 +27,16 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
 
-use super::receive::ReaderPort;
+use super::receive::{Lent, ReaderPort};
 use super::receive_task::{OwnPort, Port, ReceiveTask, Serving, Stream, TAG_AWAY, TAG_RTCP};
 use super::worker::{NEVER, Task, drain};
 use crate::clock::monotonic_ns;
 use crate::poll::wait_events;
 
 /// How long the reader may be away before the engine's thread takes over, at most: the figures wait as
-/// long, and what is no RTP ...
-const AWAY_MAX_NS: u64 = 10_000_000;
+/// long, and what is no RTP. No multiple of the times between packets that there are (1 ms, 125 us): a timer that is set
+/// with one packet would wake the thread just when another comes, and keep its reader waiting ...
+const AWAY_MAX_NS: u64 = 9_430_000;
 /// ... and at least: in less it gets nothing done.
 const AWAY_MIN_NS: u64 = 500_000;
 /// It may be away for this part of what the sockets hold.
@@ -51,6 +52,17 @@ const SHORT_NS: u64 = 10_000;
 /// ... and for so many times they are not waited for, if they are there: RTCP and all else is only seen when
 /// the reader waits.
 const EAGER_MAX: u32 = 16;
+/// Who waits in a receive call looks at least this often, nanoseconds, at what else there is.
+const LOOK_NS: u64 = 5_000_000;
+/// A stream is dense when its packets do not let wait for longer.
+const DENSE_NS: u64 = 4_000_000;
+/// Packets pour when so many come in a second, 10 us apart in the mean, ...
+const POURING_RATE: u64 = 100_000;
+/// ... and the last came no longer after each other, nor longer ago: ...
+const POURING_NS: u64 = 10_000;
+/// ... then some are let come before any is asked for, nanoseconds. Threads without a short timer slack (prctl(2))
+/// sleep 50 us longer. To wake one for each packet costs more than all that is done with it.
+const REST_NS: u64 = 20_000;
 /// How long the engine's thread does the work after the first drop.
 const PAUSE_NS: u64 = 1_000_000_000;
 /// The reader's own event, beside the tags of sockets.
@@ -82,11 +94,38 @@ pub(crate) struct Inline {
     behind: u32,
     /// So many times packets are asked for before they are waited for: they are likely to be there already.
     eager: u32,
+    /// It waits in a receive call: nobody else can receive.
+    lent: bool,
+    /// The last packet did not let wait for long.
+    dense: bool,
+    /// Until when more packets are let come before any is asked for, CLOCK_MONOTONIC in nanoseconds.
+    rest_until_ns: u64,
+    /// When RTCP was looked at last, CLOCK_MONOTONIC in nanoseconds.
+    looked_ns: u64,
     /// What the sockets had dropped when it began.
     drops: u64,
 }
 
 impl Inline {
+    /// Whether it waits in a receive call.
+    pub(super) fn is_lent(&self) -> bool {
+        self.lent
+    }
+
+    /// It will find no stream when it is back.
+    pub(super) fn forget_lent(&mut self) {
+        self.lent = false;
+    }
+
+    /// Whether to ask for packets before they are waited for: they are likely to be there.
+    fn asks_first(&self, stream: &Stream, wait_ns: u64) -> bool {
+        match self.dense && waits_in_call(stream, wait_ns) {
+            // That takes at once what is there; and where packets pour, more are let come.
+            true => self.eager > 0 && stream.rate() < POURING_RATE,
+            false => self.more || self.eager > 0,
+        }
+    }
+
     /// Counts, after a look at the sockets, how often in a row they had more.
     fn count_behind(&mut self) {
         self.behind = if self.more { self.behind.saturating_add(1) } else { 0 };
@@ -143,6 +182,21 @@ impl ReceiveTask {
         let Some(wait_ns) = serving.work_or_wait(now, until_ns) else {
             return serving.away(now, Driven::by(now, until_ns));
         };
+        if let Some(mut lent) = serving.lend(wait_ns) {
+            let rest = serving.rest(now);
+            drop(serving);
+            let received = lent.wait(rest).unwrap_or_else(|error| {
+                tracing::warn!(%error, "receive");
+                0
+            });
+            let woken_ns = monotonic_ns();
+            let mut serving = self.serving();
+            serving.take_back(lent, received, now, woken_ns);
+            if serving.registration.is_none() {
+                self.returned.notify_all();
+            }
+            return serving.away(woken_ns, Driven::by(woken_ns, until_ns));
+        }
         let Some(poller) = poller.as_ref() else {
             return Driven::Elsewhere { until_ns: u64::MAX };
         };
@@ -156,8 +210,10 @@ impl ReceiveTask {
         let mut serving = self.serving();
         serving.inline.inside = false;
         serving.serve(ready.iter().map(|event| event.data.u64() as u16));
-        let short = woken_ns.saturating_sub(now) < SHORT_NS;
-        serving.inline.eager = if short { EAGER_MAX } else { 0 };
+        let waited_ns = woken_ns.saturating_sub(now);
+        serving.inline.eager = if waited_ns < SHORT_NS { EAGER_MAX } else { 0 };
+        serving.inline.dense = waited_ns < DENSE_NS;
+        serving.inline.looked_ns = woken_ns;
         serving.away(woken_ns, Driven::by(woken_ns, until_ns))
     }
 }
@@ -217,11 +273,54 @@ impl Serving {
             return;
         }
         self.set_timer(0, 0);
+        // Until it is back, nobody else can receive.
+        if !self.inline.lent {
+            self.hand_over();
+        }
+    }
+
+    /// The engine's thread listens again.
+    fn hand_over(&self) {
         if let (Some(stream), Some(registration)) = (&self.stream, &self.registration) {
             listen(stream, registration, EventFlags::IN);
             // It asks for the deadline.
             registration.kick();
         }
+    }
+
+    /// What the reader needs to wait `wait_ns` in a receive call. `None`: it waits for all files of the stream: for
+    /// more precisely that long, for more than one socket, or where nothing much comes.
+    fn lend(&mut self, wait_ns: u64) -> Option<Lent> {
+        let stream = self.stream.as_mut().filter(|_| self.inline.dense)?;
+        if !waits_in_call(stream, wait_ns) {
+            return None;
+        }
+        let lent = stream.lend(0)?;
+        (self.inline.inside, self.inline.lent) = (true, true);
+        Some(lent)
+    }
+
+    /// The reader is back from a receive call that began at `since_ns`.
+    fn take_back(&mut self, lent: Lent, received: usize, since_ns: u64, now_ns: u64) {
+        (self.inline.inside, self.inline.lent) = (false, false);
+        let waited_ns = now_ns.saturating_sub(since_ns);
+        self.inline.dense = received > 0 && waited_ns < 2 * DENSE_NS;
+        self.inline.eager = if waited_ns < SHORT_NS { EAGER_MAX } else { 0 };
+        let Some(stream) = &mut self.stream else { return };
+        self.inline.more = stream.take_back(0, lent, received, now_ns);
+        self.inline.count_behind();
+        let dense = stream.rate() >= POURING_RATE && !self.inline.more;
+        let pouring = dense && stream.is_pouring(POURING_NS, now_ns);
+        self.inline.rest_until_ns = if pouring { now_ns.saturating_add(REST_NS) } else { 0 };
+        if self.inline.port.is_none() {
+            self.hand_over();
+        }
+    }
+
+    /// How long more packets are let come from now on.
+    fn rest(&self, now_ns: u64) -> Option<Duration> {
+        let left_ns = self.inline.rest_until_ns.checked_sub(now_ns)?;
+        (left_ns > 0).then(|| Duration::from_nanos(left_ns))
     }
 
     /// Somebody else may read now: then the engine's thread serves both.
@@ -268,7 +367,7 @@ impl Serving {
     /// When the engine's thread is to look again.
     pub(super) fn deadline(&mut self) -> u64 {
         match &mut self.stream {
-            Some(stream) if self.inline.port.is_none() => stream.deadline(),
+            Some(stream) if self.inline.port.is_none() && !self.inline.lent => stream.deadline(),
             _ => NEVER,
         }
     }
@@ -285,7 +384,13 @@ impl Serving {
         if stream.deadline() <= now {
             stream.tick();
         }
-        if self.inline.more || self.inline.eager > 0 {
+        let wait_ns = stream.deadline().min(until_ns).saturating_sub(now);
+        let looks = self.inline.dense && now.saturating_sub(self.inline.looked_ns) >= LOOK_NS;
+        if looks && waits_in_call(stream, wait_ns) {
+            self.inline.looked_ns = now;
+            take_rtcp(stream, 0);
+        }
+        if self.inline.asks_first(stream, wait_ns) {
             self.inline.more = false;
             let before = stream.taken();
             for leg in 0..stream.legs() {
@@ -322,9 +427,7 @@ impl Serving {
         }
         let rtcp = tags.filter(|tag| *tag != TAG_EVENT).filter_map(|tag| tag.checked_sub(TAG_RTCP));
         for leg in rtcp {
-            if let Err(error) = stream.receive_rtcp(leg.into()) {
-                tracing::warn!(%error, leg, "receive");
-            }
+            take_rtcp(stream, leg.into());
         }
     }
 
@@ -374,6 +477,11 @@ fn away_ns(stream: &Stream) -> u64 {
     (stream.hold_ns() / AWAY_SHARE).min(AWAY_MAX_NS)
 }
 
+/// Whether a reader that waits in a receive call is back within this time.
+fn waits_in_call(stream: &Stream, wait_ns: u64) -> bool {
+    stream.patience().is_some_and(|most| most.as_nanos() <= wait_ns.into())
+}
+
 /// The reader need not be told of what it does itself.
 fn not_to_be_woken(port: &OwnPort, stream: &Stream) {
     port.page().view().wake_at.store(stream.head().wrapping_add(i64::MAX as u64));
@@ -415,6 +523,13 @@ fn listen(stream: &Stream, registration: &super::worker::Registration, flags: Ev
         }
     }
     all
+}
+
+/// Takes from the RTCP socket of `leg`, after all RTP.
+fn take_rtcp(stream: &mut Stream, leg: usize) {
+    if let Err(error) = stream.receive_rtcp(leg) {
+        tracing::warn!(%error, leg, "receive");
+    }
 }
 
 /// Takes from the RTP socket of `leg`. Returns whether there may be more.
@@ -542,5 +657,140 @@ mod tests {
             rig.send(0);
             assert_eq!(rig.drive(0), Driven::TimedOut);
         }
+    }
+
+    impl Rig {
+        /// A packet comes while the reader waits: it waits in a receive call next.
+        fn make_dense(&mut self) {
+            self.send(0);
+            assert_eq!(self.drive(60 * S), Driven::Worked);
+            self.read_all();
+            self.task.serving().inline.dense = true;
+        }
+
+        /// Runs `meanwhile` once the reader waits in a receive call, and returns what that came to.
+        fn while_it_waits(&mut self, meanwhile: impl FnOnce(&Self)) -> Driven {
+            self.make_dense();
+            let (task, port) = (self.task.clone(), self.port.clone());
+            let mut poller = self.poller.take();
+            let (driven, poller) = std::thread::scope(|scope| {
+                let waiting = scope.spawn(move || {
+                    let driven = task.drive(&port, &mut poller, monotonic_ns() + 60 * S);
+                    (driven, poller)
+                });
+                while !self.task.serving().inline.lent {
+                    // It has not begun, or waited in vain already.
+                    self.task.serving().inline.dense = true;
+                    if waiting.is_finished() {
+                        break;
+                    }
+                    std::thread::yield_now();
+                }
+                meanwhile(self);
+                waiting.join().unwrap()
+            });
+            self.poller = poller;
+            driven
+        }
+    }
+
+    #[test]
+    fn who_waits_in_a_receive_call_has_what_comes() {
+        let mut rig = Rig::new();
+        assert_eq!(rig.while_it_waits(|rig| rig.send(1)), Driven::Worked);
+        assert!(!rig.task.serving().inline.lent);
+        // Nothing may have come the first time: the packet is there now.
+        while rig.head() < 2 {
+            assert_eq!(rig.drive(60 * S), Driven::Worked);
+        }
+    }
+
+    #[test]
+    fn a_stop_waits_for_who_waits_in_a_receive_call_and_no_longer() {
+        let mut rig = Rig::new();
+        let begin = monotonic_ns();
+        rig.while_it_waits(|rig| {
+            rig.send(1);
+            rig.task.stop().unwrap();
+            let serving = rig.task.serving();
+            assert!(serving.stream.is_none() && !serving.inline.lent);
+        });
+        assert!(monotonic_ns() - begin < 30 * S);
+        // What came before the stop is in the ring.
+        assert_eq!(rig.task.region().ring().head.load_acquire(), 2);
+        assert!(matches!(rig.drive(60 * S), Driven::Elsewhere { .. }));
+    }
+
+    #[test]
+    fn a_second_reader_ends_it_and_the_engines_thread_goes_on() {
+        let mut rig = Rig::new();
+        rig.while_it_waits(|rig| {
+            rig.task.add_own_reader(false).unwrap();
+            rig.send(1);
+        });
+        assert!(rig.task.serving().inline.port.is_none());
+        assert!(matches!(rig.drive(60 * S), Driven::Elsewhere { .. }));
+        rig.send(2);
+        while rig.head() < 3 {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_wait_that_is_to_be_short_is_none_in_a_receive_call() {
+        let mut rig = Rig::new();
+        rig.make_dense();
+        let mut serving = rig.task.serving();
+        let patience = serving.stream.as_ref().unwrap().patience().unwrap().as_nanos() as u64;
+        assert!((S / 250..S / 20).contains(&patience), "{patience} ns");
+        assert!(serving.lend(patience - 1).is_none());
+        let lent = serving.lend(patience).unwrap();
+        // Nobody else receives meanwhile, and nothing gets lost.
+        rig.send(1);
+        let stream = serving.stream.as_mut().unwrap();
+        assert!(!stream.receive(0).unwrap() && stream.lend(0).is_none());
+        serving.take_back(lent, 0, 0, 0);
+        drop(serving);
+        assert_eq!(rig.drive(60 * S), Driven::Worked);
+        assert_eq!(rig.head(), 2);
+        rig.read_all();
+        let begin = monotonic_ns();
+        assert_eq!(rig.drive(S / 1_000), Driven::TimedOut);
+        assert!(monotonic_ns() - begin >= S / 1_000);
+    }
+
+    #[test]
+    fn rtcp_is_seen_while_packets_never_end() {
+        let mut rig = Rig::new();
+        rig.make_dense();
+        let mut to = rig.tx.peer_addr().unwrap();
+        to.set_port(to.port() + 1);
+        let rtcp = [0x80, 201, 0, 1, 0, 0, 0, 7];
+        UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().send_to(&rtcp, to).unwrap();
+        let begin = monotonic_ns();
+        for sequence in 1.. {
+            rig.send(sequence);
+            rig.task.serving().inline.dense = true;
+            assert_eq!(rig.drive(60 * S), Driven::Worked);
+            rig.read_all();
+            if rig.task.side_channel().try_recv().is_some() {
+                break;
+            }
+            assert!(monotonic_ns() - begin < 30 * S);
+        }
+    }
+
+    #[test]
+    fn packets_that_pour_are_let_come_before_any_is_asked_for() {
+        let mut rig = Rig::new();
+        rig.make_dense();
+        let until_ns = monotonic_ns() + S / 20;
+        rig.task.serving().inline.rest_until_ns = until_ns;
+        (1..=20).for_each(|sequence| rig.send(sequence));
+        assert_eq!(rig.drive(60 * S), Driven::Worked);
+        assert!(monotonic_ns() >= until_ns);
+        assert_eq!(rig.head(), 21);
+        // Once.
+        assert!(rig.task.serving().inline.rest_until_ns < until_ns + S);
     }
 }

@@ -39,6 +39,11 @@ impl Meter {
         (self.since_ns, self.packets, self.bytes) = (now_ns, 0, 0);
     }
 
+    /// Packets per second in the last moments.
+    pub(crate) fn rate(&self) -> u64 {
+        self.rate
+    }
+
     /// Packets so far.
     pub(crate) fn total(&self) -> u64 {
         self.total

@@ -9,6 +9,8 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
 
 use rtp_mgr_ring::abi::{READERS_MAX, ReaderStatus};
 use rtp_mgr_ring::figures::FigureBlocks;
@@ -19,6 +21,8 @@ use rtp_mgr_ring::receive::{Config, Memory, Packet, ReceiveCore, Storage, Verdic
 use rtp_mgr_ring::staging::Entry;
 use rtp_mgr_ring::table::{Flow, SourceEntry};
 use rtp_mgr_ring::view::{Block, ControlView, RingView};
+use rustix::thread::nanosleep;
+use rustix::time::Timespec;
 
 use super::meter::Meter;
 use super::simulate::{Consumption, Simulator, Sink};
@@ -117,7 +121,8 @@ pub(crate) struct Parts<M, S> {
 
 /// The sockets of a leg.
 pub(crate) struct LegSockets {
-    pub rtp: ReceiveSocket,
+    /// Shared with whoever waits in a receive call.
+    pub rtp: Arc<ReceiveSocket>,
     /// RTCP on a port of its own.
     pub rtcp: Option<ReceiveSocket>,
 }
@@ -136,11 +141,33 @@ struct Reader<P> {
     waiting_since: Option<u64>,
 }
 
+/// What waits for packets in a receive call, without the stream: nobody else receives meanwhile.
+pub(crate) struct Lent {
+    batch: Box<RecvBatch>,
+    socket: Arc<ReceiveSocket>,
+}
+
+impl Lent {
+    /// Lets packets come for so long, if any more than that, and then waits and takes as long as the socket does
+    /// ([`ReceiveSocket::patience`]). Returns the number of datagrams.
+    ///
+    /// # Errors
+    /// What the socket reports; the stream goes on.
+    pub(crate) fn wait(&mut self, rest: Option<Duration>) -> io::Result<usize> {
+        if let Some(rest) = rest.and_then(|rest| Timespec::try_from(rest).ok()) {
+            // A signal ends it early.
+            let _ = nanosleep(&rest);
+        }
+        self.batch.wait(&*self.socket)
+    }
+}
+
 /// A receive stream of the embedded engine.
 pub(crate) struct ReceiveStream<M, P, S> {
     memory: M,
     core: ReceiveCore<Heap>,
-    batch: RecvBatch,
+    /// `None` while it is [lent](Self::lend).
+    batch: Option<Box<RecvBatch>>,
     /// For RTCP sockets, whose packets stay out of the ring.
     side_batch: RecvBatch,
     legs: Vec<Leg>,
@@ -153,6 +180,8 @@ pub(crate) struct ReceiveStream<M, P, S> {
     /// Datagrams that the sockets dropped, as far as is known.
     external_drops: u64,
     meter: Meter,
+    /// When the last packet arrived, and the one before it.
+    arrivals_ns: [u64; 2],
     /// What stands in for sockets, and what became of its bytes.
     simulated: Option<(Simulator, Consumption)>,
 }
@@ -174,7 +203,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
                 parts.config,
                 storage(parts.slot_count, slot_total, parts.sources),
             ),
-            batch: RecvBatch::new(parts.slots, MESSAGES_MAX, RECEIVE_SEGMENTS_MAX),
+            batch: Some(Box::new(RecvBatch::new(parts.slots, MESSAGES_MAX, RECEIVE_SEGMENTS_MAX))),
             side_batch,
             legs: legs.collect(),
             readers: [const { None }; READERS_MAX],
@@ -185,6 +214,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             slot_count: parts.slot_count,
             external_drops: 0,
             meter: Meter::default(),
+            arrivals_ns: [0; 2],
             simulated: None,
             memory: parts.memory,
         };
@@ -228,6 +258,11 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         self.core.head()
     }
 
+    /// Packets per second.
+    pub(crate) fn rate(&self) -> u64 {
+        self.meter.rate()
+    }
+
     /// Packets taken from the sockets so far.
     pub(crate) fn taken(&self) -> u64 {
         self.meter.total()
@@ -239,6 +274,12 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         // Each leg has its own share of what comes.
         let legs = self.legs.len() as u64;
         buffers.min().map_or(u64::MAX, |buffer| self.meter.hold_ns(buffer.saturating_mul(legs)))
+    }
+
+    /// Whether packets were coming less than `gap_ns` after each other, the last at most as long before `now_ns`.
+    pub(crate) fn is_pouring(&self, gap_ns: u64, now_ns: u64) -> bool {
+        let [latest_ns, before_ns] = self.arrivals_ns;
+        now_ns.saturating_sub(latest_ns) < gap_ns && latest_ns.saturating_sub(before_ns) < gap_ns
     }
 
     /// Datagrams that the sockets dropped, as far as is known.
@@ -295,39 +336,92 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
     /// # Errors
     /// What the socket reports; the stream goes on.
     pub(crate) fn receive_half(&mut self, leg: usize) -> io::Result<bool> {
-        let half = self.slot_count / 2;
-        self.receive_round(leg, half.min(NETWORK_SLOTS))
+        self.receive_round(leg, self.half())
+    }
+
+    /// How long a receive call on the stream's socket waits at most. `None`: it does not wait, or there are
+    /// two sockets to wait for.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        match self.legs.as_slice() {
+            [leg] => leg.sockets.rtp.patience(),
+            _ => None,
+        }
+    }
+
+    /// Hands out what takes packets from the socket of `leg`, for the reader that
+    /// [`receive_half`](Self::receive_half) is for. Until it is [back](Self::take_back) nothing is received.
+    pub(crate) fn lend(&mut self, leg: usize) -> Option<Lent> {
+        let socket = self.legs.get(leg)?.sockets.rtp.clone();
+        let mut batch = self.batch.take()?;
+        self.prepare(&mut batch, self.half());
+        Some(Lent { batch, socket })
+    }
+
+    /// Takes over what was received meanwhile, until `now_ns`. Returns whether the socket had as much as was asked
+    /// for.
+    pub(crate) fn take_back(
+        &mut self,
+        leg: usize,
+        lent: Lent,
+        received: usize,
+        now_ns: u64,
+    ) -> bool {
+        self.batch = Some(lent.batch);
+        self.take_received(leg, received, now_ns)
     }
 
     /// One receive call and what it brought, in a shape of at most `slots_max` slots. Returns whether
     /// the socket had as much as was asked for.
     fn receive_round(&mut self, leg: usize, slots_max: usize) -> io::Result<bool> {
         self.learn_tails(clock::monotonic_ns());
-        let Some(state) = self.legs.get_mut(leg) else { return Ok(false) };
-        state.behind_ns = None;
-        let core = &mut self.core;
-        self.batch.adapt(slots_max);
-        self.batch.release(false, |slot| core.give_back(slot));
-        self.batch.fill(|| take_slot(core));
-        let received = self.batch.receive(&state.sockets.rtp)?;
-        let now = clock::monotonic_ns();
-        let (messages, _, _) = self.batch.present_shape();
-        if received == 0 {
+        if leg >= self.legs.len() {
             return Ok(false);
+        }
+        // Whoever has it receives.
+        let Some(mut batch) = self.batch.take() else { return Ok(false) };
+        self.prepare(&mut batch, slots_max);
+        let state = &mut self.legs[leg];
+        state.behind_ns = None;
+        let received = batch.receive(&*state.sockets.rtp);
+        self.batch = Some(batch);
+        Ok(self.take_received(leg, received?, clock::monotonic_ns()))
+    }
+
+    /// Gives the batch free slots, in a shape of at most `slots_max`.
+    fn prepare(&mut self, batch: &mut RecvBatch, slots_max: usize) {
+        let core = &mut self.core;
+        batch.adapt(slots_max);
+        batch.release(false, |slot| core.give_back(slot));
+        batch.fill(|| take_slot(core));
+    }
+
+    /// What a receive call brought. Returns whether the socket had as much as was asked for.
+    fn take_received(&mut self, leg: usize, received: usize, now_ns: u64) -> bool {
+        let Some(batch) = &self.batch else { return false };
+        let (messages, _, _) = batch.present_shape();
+        if received == 0 {
+            return false;
         }
         let counters = self.core.counters_mut();
         counters.socket_calls = counters.socket_calls.wrapping_add(1);
-        let latest_ns = self.place(leg, now);
+        let latest_ns = self.place(leg, now_ns);
         let more = received == messages;
         self.legs[leg].behind_ns = more.then_some(latest_ns);
-        self.flush(now);
-        Ok(more)
+        self.flush(now_ns);
+        more
+    }
+
+    /// What a reader that has read everything, and reads nothing meanwhile, has room for.
+    fn half(&self) -> usize {
+        (self.slot_count / 2).min(NETWORK_SLOTS)
     }
 
     /// Shows the packets of the batch to the core. Returns when the last of them arrived.
     fn place(&mut self, leg: usize, now_ns: u64) -> u64 {
         let mut latest_ns = now_ns;
-        let Some(state) = self.legs.get(leg) else { return latest_ns };
+        let (Some(state), Some(batch)) = (self.legs.get(leg), &mut self.batch) else {
+            return latest_ns;
+        };
         let local = state.sockets.rtp.local_addr();
         let known = state.sockets.rtp.destination();
         let mut drops = state.drops;
@@ -339,7 +433,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
                 learn_tails(&mut self.core, &mut self.readers, now_ns);
             }
             let core = &mut self.core;
-            let Some(arrived) = self.batch.next_packet(|| take_slot(core)) else { break };
+            let Some(arrived) = batch.next_packet(|| take_slot(core)) else { break };
             let info = &arrived.info;
             coalesced += u64::from(info.coalesced);
             packets += 1;
@@ -349,6 +443,9 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
             }
             let arrival = self.clock.arrival(info.realtime_ns.unwrap_or(0), now_ns);
             latest_ns = arrival.monotonic_ns;
+            // Coalesced packets share a time: that says nothing of how they come.
+            let before_ns = if info.coalesced { 0 } else { self.arrivals_ns[0] };
+            self.arrivals_ns = [latest_ns, before_ns];
             let verdict = match arrived.slot {
                 None => self.core.without_slot(arrived.bytes),
                 Some(slot) => {
@@ -382,7 +479,7 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
                 });
             }
             if verdict == Verdict::Kept {
-                self.batch.keep();
+                batch.keep();
             }
         }
         self.meter.count(packets, bytes, now_ns);
@@ -400,6 +497,10 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
     /// # Errors
     /// What the sockets report; the stream goes on.
     pub(crate) fn receive_rtcp(&mut self, leg: usize) -> io::Result<()> {
+        if self.batch.is_none() {
+            // What came before it is not known yet.
+            return Ok(());
+        }
         for leg in 0..self.legs.len() {
             self.receive(leg)?;
         }
@@ -872,7 +973,7 @@ mod tests {
                     stall_ns: u64::MAX,
                     secret: [1, 2],
                 },
-                legs: vec![LegSockets { rtp, rtcp: Some(rtcp) }],
+                legs: vec![LegSockets { rtp: Arc::new(rtp), rtcp: Some(rtcp) }],
                 side: side.clone(),
                 max_latency_ns: 10_000_000,
             });

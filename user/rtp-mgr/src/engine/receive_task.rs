@@ -12,7 +12,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rtp_mgr_ring::abi::{ENGINE_USER, LEGS_MAX, feature, status};
@@ -50,6 +50,8 @@ use crate::stats::{Direction, State};
 
 /// How much of the expected rate the socket buffer holds while the engine is kept from running.
 const SOCKET_HOLD: Duration = Duration::from_millis(200);
+/// How long a reader waits in a receive call: other things than packets wait as long for it.
+const PATIENCE: Duration = Duration::from_millis(4);
 /// What the socket buffer is made for when nobody says: packets per second, bytes.
 const RATE_DEFAULT: (f64, usize) = (10_000.0, 1_400);
 
@@ -156,6 +158,8 @@ pub(crate) struct ReceiveTask {
     failed: AtomicBool,
     info: StreamInfo,
     serving: Mutex<Serving>,
+    /// Told when a reader has come back from a receive call and somebody waits for that.
+    pub(super) returned: Condvar,
 }
 
 /// What runs while the stream does.
@@ -217,7 +221,7 @@ impl ReceiveTask {
             inline: Inline::default(),
         });
         let failed = AtomicBool::new(false);
-        let task = Arc::new(Self { region, side, failed, info, serving });
+        let task = Arc::new(Self { region, side, failed, info, serving, returned: Condvar::new() });
         Ok(Opened { task, local, warnings })
     }
 
@@ -329,6 +333,11 @@ impl ReceiveEngine for ReceiveTask {
     fn stop(&self) -> Result<(), Error> {
         let mut serving = self.serving();
         let registration = serving.unwatch();
+        // What a reader has taken by then is part of the stream.
+        serving = self
+            .returned
+            .wait_while(serving, |serving| serving.inline.is_lent())
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(mut stream) = serving.stream.take() {
             stream.stop();
             serving.ended = Some(stream).filter(|stream| stream.is_simulated());
@@ -370,7 +379,8 @@ impl Serving {
 impl Task for ReceiveTask {
     fn ready(&self, tag: u16) -> u64 {
         let mut serving = self.serving();
-        let Serving { stream: Some(stream), registration, server, .. } = &mut *serving else {
+        let Serving { stream: Some(stream), registration, server, inline, .. } = &mut *serving
+        else {
             return NEVER;
         };
         if Server::has_tag(tag) {
@@ -382,6 +392,10 @@ impl Task for ReceiveTask {
         }
         if tag == TAG_AWAY {
             serving.reader_is_away();
+            return serving.deadline();
+        }
+        if inline.is_lent() {
+            // An event from before.
             return serving.deadline();
         }
         let result = match tag {
@@ -397,8 +411,11 @@ impl Task for ReceiveTask {
 
     fn tick(&self) -> u64 {
         let mut serving = self.serving();
-        let Some(stream) = &mut serving.stream else { return NEVER };
-        stream.tick();
+        let Serving { stream: Some(stream), inline, .. } = &mut *serving else { return NEVER };
+        // What a reader has taken and not shown yet may be what is waited for.
+        if !inline.is_lent() {
+            stream.tick();
+        }
         serving.tell_inline();
         serving.deadline()
     }
@@ -411,6 +428,9 @@ impl Task for ReceiveTask {
         if let Some(stream) = serving.stream.take() {
             stream.wake_all();
         }
+        // There is nothing to come back to.
+        serving.inline.forget_lent();
+        self.returned.notify_all();
         serving.close_door(registration);
         self.side.close();
     }
@@ -471,14 +491,17 @@ pub(crate) fn open_legs(
     let needed = config.expected.is_some() || config.socket_buffer.is_some();
     let mut legs = Vec::with_capacity(config.legs.len());
     for leg in &config.legs {
-        let rtp = ReceiveSocket::open(leg, &options)?;
+        let mut rtp = ReceiveSocket::open(leg, &options)?;
+        if let Err(error) = rtp.wait_in_calls(PATIENCE) {
+            tracing::debug!(%error, %leg, "waiting in receive calls");
+        }
         for warning in rtp.warnings() {
             if needed || !matches!(warning, SocketWarning::ReceiveBuffer(_)) {
                 warnings.push(Warning::new(format!("leg {leg}: {warning}")));
             }
         }
         let rtcp = if config.rtcp { open_rtcp(leg, &rtp, warnings) } else { None };
-        legs.push(LegSockets { rtp, rtcp });
+        legs.push(LegSockets { rtp: Arc::new(rtp), rtcp });
     }
     Ok(legs)
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 
 use super::memory::SlotMemory;
@@ -292,6 +292,28 @@ impl RecvBatch {
     /// # Errors
     /// What the socket reports, such as an interface that went down.
     pub fn receive(&mut self, socket: impl AsFd) -> io::Result<usize> {
+        self.prepare();
+        let received = retry(|| self.call(socket.as_fd(), libc::MSG_DONTWAIT));
+        self.take_in(received)
+    }
+
+    /// Waits for the first datagram, as long as the socket's time-out says, and takes what is there then.
+    /// Returns the number of datagrams; 0: the time ran out, or a signal came. On a socket that is not to
+    /// block it does what [`receive`](Self::receive) does.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub(crate) fn wait(&mut self, socket: impl AsFd) -> io::Result<usize> {
+        self.prepare();
+        let received = match self.call(socket.as_fd(), libc::MSG_WAITFORONE) {
+            received @ 0.. => Ok(received),
+            _ => Err(io::Error::last_os_error()),
+        };
+        self.take_in(received)
+    }
+
+    /// Gives every message the header that the next call needs.
+    fn prepare(&mut self) {
         self.finish();
         for message in 0..self.messages {
             if mem::replace(&mut self.ready[message], true) {
@@ -312,20 +334,27 @@ impl RecvBatch {
             header.msg_hdr.msg_controllen = CONTROL_LEN;
             header.msg_hdr.msg_flags = 0;
         }
-        let received = retry(|| {
-            // SAFETY: `messages` headers, each with a name, control memory, and a list of `filled`
-            // slots (of this memory, segment_len <= stride bytes each) and overflow memory, all
-            // owned by this batch and not otherwise borrowed during the call.
-            unsafe {
-                libc::recvmmsg(
-                    socket.as_fd().as_raw_fd(),
-                    self.headers.as_mut_ptr(),
-                    self.messages as libc::c_uint,
-                    libc::MSG_DONTWAIT,
-                    ptr::null_mut(),
-                )
-            }
-        });
+    }
+
+    /// Receives into the messages that are [prepared](Self::prepare).
+    fn call(&mut self, socket: BorrowedFd<'_>, flags: libc::c_int) -> libc::c_int {
+        // SAFETY: `messages` headers, each with a name, control memory, and a list of `filled`
+        // slots (of this memory, segment_len <= stride bytes each) and overflow memory, all
+        // owned by this batch and not otherwise borrowed during the call.
+        unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                self.messages as libc::c_uint,
+                flags,
+                ptr::null_mut(),
+            )
+        }
+    }
+
+    /// Takes over what a call came to.
+    fn take_in(&mut self, received: io::Result<libc::c_int>) -> io::Result<usize> {
+        use io::ErrorKind::{Interrupted, WouldBlock};
         // Of one that failed nothing is known.
         self.ready[0] = false;
         match received {
@@ -333,7 +362,7 @@ impl RecvBatch {
                 self.cursor.received = received as usize;
                 self.ready[..received as usize].fill(false);
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if matches!(error.kind(), WouldBlock | Interrupted) => {}
             Err(error) => return Err(error),
         }
         Ok(self.cursor.received)
