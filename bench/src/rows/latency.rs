@@ -161,6 +161,10 @@ fn send(socket: &UdpSocket, rate: f64, packets: usize) -> Result<()> {
     })
 }
 
+/// How long a call waits before it looks whether it shall end. Not as long as the time between two packets: every
+/// wait would end just when one comes.
+const TIMEOUT: Duration = Duration::from_millis(50);
+
 /// Microseconds since the packet was sent.
 fn age(packet: &[u8]) -> Option<f64> {
     let stamp = packet.get(STAMP)?.try_into().ok()?;
@@ -176,7 +180,7 @@ fn ours(port: u16, ready: &mpsc::Sender<()>, stop: &AtomicBool) -> Result<Vec<f6
     let _ = ready.send(());
     let mut times = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        let batch = receiver.read(Duration::from_millis(20))?.context("the stream stopped")?;
+        let batch = receiver.read(TIMEOUT)?.context("the stream stopped")?;
         for item in &batch {
             if let Item::Packet(packet) = item {
                 times.extend(age(packet.bytes()));
@@ -188,6 +192,7 @@ fn ours(port: u16, ready: &mpsc::Sender<()>, stop: &AtomicBool) -> Result<Vec<f6
 }
 
 fn plain(socket: &UdpSocket, ready: &mpsc::Sender<()>, stop: &AtomicBool) -> Result<Vec<f64>> {
+    socket.set_read_timeout(Some(TIMEOUT))?;
     let _ = ready.send(());
     let mut times = Vec::new();
     let mut buffer = [0; 2_048];
