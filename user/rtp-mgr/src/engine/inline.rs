@@ -63,6 +63,8 @@ const POURING_NS: u64 = 10_000;
 /// ... then some are let come before any is asked for, nanoseconds. Threads without a short timer slack (prctl(2))
 /// sleep 50 us longer. To wake one for each packet costs more than all that is done with it.
 const REST_NS: u64 = 20_000;
+/// A thread that once slept for longer than this instead (its timer slack is set to more) does not rest any more.
+const RESTED_MAX_NS: u64 = 1_000_000;
 /// How long the engine's thread does the work after the first drop.
 const PAUSE_NS: u64 = 1_000_000_000;
 /// The reader's own event, beside the tags of sockets.
@@ -100,6 +102,8 @@ pub(crate) struct Inline {
     dense: bool,
     /// Until when more packets are let come before any is asked for, CLOCK_MONOTONIC in nanoseconds.
     rest_until_ns: u64,
+    /// It slept for much longer than it should.
+    restless: bool,
     /// When RTCP was looked at last, CLOCK_MONOTONIC in nanoseconds.
     looked_ns: u64,
     /// What the sockets had dropped when it began.
@@ -185,12 +189,14 @@ impl ReceiveTask {
         if let Some(mut lent) = serving.lend(wait_ns) {
             let rest = serving.rest(now);
             drop(serving);
-            let received = lent.wait(rest).unwrap_or_else(|error| {
+            let rested_ns = rest.map(|rest| lent.rest(rest));
+            let received = lent.wait().unwrap_or_else(|error| {
                 tracing::warn!(%error, "receive");
                 0
             });
             let woken_ns = monotonic_ns();
             let mut serving = self.serving();
+            serving.inline.restless |= rested_ns.is_some_and(|rested_ns| rested_ns > RESTED_MAX_NS);
             serving.take_back(lent, received, now, woken_ns);
             if serving.registration.is_none() {
                 self.returned.notify_all();
@@ -310,7 +316,7 @@ impl Serving {
         self.inline.more = stream.take_back(0, lent, received, now_ns);
         self.inline.count_behind();
         let dense = stream.rate() >= POURING_RATE && !self.inline.more;
-        let pouring = dense && stream.is_pouring(POURING_NS, now_ns);
+        let pouring = dense && !self.inline.restless && stream.is_pouring(POURING_NS, now_ns);
         self.inline.rest_until_ns = if pouring { now_ns.saturating_add(REST_NS) } else { 0 };
         if self.inline.port.is_none() {
             self.hand_over();
@@ -387,8 +393,17 @@ impl Serving {
         let wait_ns = stream.deadline().min(until_ns).saturating_sub(now);
         let looks = self.inline.dense && now.saturating_sub(self.inline.looked_ns) >= LOOK_NS;
         if looks && waits_in_call(stream, wait_ns) {
-            self.inline.looked_ns = now;
-            take_rtcp(stream, 0);
+            // RTP first, and no more of it than the reader can give room back for in time.
+            let before = stream.taken();
+            self.inline.more = take(stream, 0);
+            self.inline.count_behind();
+            if !self.inline.more {
+                self.inline.looked_ns = now;
+                take_rtcp(stream, 0);
+            }
+            if stream.taken() != before {
+                return None;
+            }
         }
         if self.inline.asks_first(stream, wait_ns) {
             self.inline.more = false;
@@ -564,6 +579,10 @@ mod tests {
 
     impl Rig {
         fn new() -> Self {
+            Self::with_order(10)
+        }
+
+        fn with_order(order: u8) -> Self {
             let legs = vec!["127.0.0.1:0".parse().unwrap()];
             let config = ReceiveConfig {
                 legs,
@@ -572,7 +591,7 @@ mod tests {
                 max_latency: Duration::from_secs(60),
                 ..ReceiveConfig::default()
             };
-            let Opened { task, local, .. } = ReceiveTask::open(&config, 10).unwrap();
+            let Opened { task, local, .. } = ReceiveTask::open(&config, order).unwrap();
             let (index, port) = task.add_own_reader(true).unwrap();
             let context = Context::own().unwrap();
             task.clone().start(&context).unwrap();
@@ -719,6 +738,42 @@ mod tests {
         // What came before the stop is in the ring.
         assert_eq!(rig.task.region().ring().head.load_acquire(), 2);
         assert!(matches!(rig.drive(60 * S), Driven::Elsewhere { .. }));
+    }
+
+    #[test]
+    fn a_stop_does_not_wait_for_ever_for_who_does_not_come_back() {
+        let rig = Rig::new();
+        let mut serving = rig.task.serving();
+        let lent = serving.stream.as_mut().unwrap().lend(0).unwrap();
+        (serving.inline.inside, serving.inline.lent) = (true, true);
+        drop(serving);
+        rig.task.stop().unwrap();
+        let now = monotonic_ns();
+        let mut serving = rig.task.serving();
+        assert!(serving.stream.is_none() && !serving.inline.lent);
+        // It comes back after all.
+        serving.take_back(lent, 0, now, now);
+        assert!(serving.stream.is_none());
+    }
+
+    #[test]
+    fn a_look_at_rtcp_takes_no_more_packets_than_there_is_room_for() {
+        const PACKETS: u16 = 400;
+        let mut rig = Rig::with_order(8);
+        rig.make_dense();
+        for sequence in 1..=PACKETS {
+            rig.send(sequence);
+        }
+        for _ in 0..PACKETS {
+            if rig.head() > u64::from(PACKETS) {
+                break;
+            }
+            rig.task.serving().inline.dense = true;
+            rig.task.serving().inline.looked_ns = 0;
+            rig.drive(S / 10);
+            rig.read_all();
+        }
+        assert_eq!(rig.head(), u64::from(PACKETS) + 1);
     }
 
     #[test]

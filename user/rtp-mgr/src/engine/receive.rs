@@ -148,16 +148,22 @@ pub(crate) struct Lent {
 }
 
 impl Lent {
-    /// Lets packets come for so long, if any more than that, and then waits and takes as long as the socket does
-    /// ([`ReceiveSocket::patience`]). Returns the number of datagrams.
-    ///
-    /// # Errors
-    /// What the socket reports; the stream goes on.
-    pub(crate) fn wait(&mut self, rest: Option<Duration>) -> io::Result<usize> {
-        if let Some(rest) = rest.and_then(|rest| Timespec::try_from(rest).ok()) {
+    /// Lets packets come for so long. Returns how long that was, nanoseconds.
+    pub(crate) fn rest(&self, rest: Duration) -> u64 {
+        let begin = clock::monotonic_ns();
+        if let Ok(rest) = Timespec::try_from(rest) {
             // A signal ends it early.
             let _ = nanosleep(&rest);
         }
+        clock::monotonic_ns().saturating_sub(begin)
+    }
+
+    /// Waits for packets as long as the socket does ([`ReceiveSocket::patience`]) and takes what is there. Returns
+    /// the number of datagrams.
+    ///
+    /// # Errors
+    /// What the socket reports; the stream goes on.
+    pub(crate) fn wait(&mut self) -> io::Result<usize> {
         self.batch.wait(&*self.socket)
     }
 }

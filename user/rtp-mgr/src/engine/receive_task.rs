@@ -52,6 +52,8 @@ use crate::stats::{Direction, State};
 const SOCKET_HOLD: Duration = Duration::from_millis(200);
 /// How long a reader waits in a receive call: other things than packets wait as long for it.
 const PATIENCE: Duration = Duration::from_millis(4);
+/// How long a stop waits for a reader that is to be back by then.
+const RETURN_MAX: Duration = Duration::from_millis(500);
 /// What the socket buffer is made for when nobody says: packets per second, bytes.
 const RATE_DEFAULT: (f64, usize) = (10_000.0, 1_400);
 
@@ -333,11 +335,13 @@ impl ReceiveEngine for ReceiveTask {
     fn stop(&self) -> Result<(), Error> {
         let mut serving = self.serving();
         let registration = serving.unwatch();
-        // What a reader has taken by then is part of the stream.
-        serving = self
+        // What a reader has taken by then is part of the stream. One that does not run (it is throttled, or in the
+        // process that this one was forked from) is not waited for for ever.
+        (serving, _) = self
             .returned
-            .wait_while(serving, |serving| serving.inline.is_lent())
+            .wait_timeout_while(serving, RETURN_MAX, |serving| serving.inline.is_lent())
             .unwrap_or_else(PoisonError::into_inner);
+        serving.inline.forget_lent();
         if let Some(mut stream) = serving.stream.take() {
             stream.stop();
             serving.ended = Some(stream).filter(|stream| stream.is_simulated());

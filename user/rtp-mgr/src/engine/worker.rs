@@ -291,7 +291,10 @@ impl<'a> Loop<'a> {
         while !self.shared.stop.load(Ordering::Acquire) {
             let timeout = self.timeout();
             match wait_events(&self.shared.epoll, &mut events, timeout) {
-                Ok(events) => events.iter().for_each(|event| self.event(event.data.u64())),
+                Ok(events) => {
+                    self.lead.woke(monotonic_ns());
+                    events.iter().for_each(|event| self.event(event.data.u64()));
+                }
                 Err(Errno::INTR) => {}
                 // Only a file descriptor that is none of ours could bring this about.
                 Err(error) => {
@@ -307,7 +310,6 @@ impl<'a> Loop<'a> {
     /// Looks at the clock until a deadline that is near and to be kept exactly.
     fn stay_awake(&mut self) {
         let mut now = monotonic_ns();
-        self.lead.woke(now);
         let Some((deadline, true)) = self.first_deadline() else { return };
         if self.lead.is_close(deadline, now) {
             while now < deadline {
@@ -355,6 +357,7 @@ impl<'a> Loop<'a> {
         if timer.generation != key.generation {
             *timer = fresh;
         }
+        timer.exact = exact;
         timer.wanted = deadline;
         if deadline < timer.armed {
             timer.armed = deadline;
