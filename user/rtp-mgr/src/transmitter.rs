@@ -29,9 +29,10 @@ use crate::stats::{State, Stats, StreamId, StreamSnapshot};
 const BYE_AFTER: Duration = Duration::from_millis(50);
 
 /// How long a writer that finds no room waits for half of the ring before it takes less. Woken for each batch that
-/// has left, it would change threads with the engine twice as often or more; a stream that does not send half
-/// of its ring in this time has few wake-ups anyway.
-const ROOM_WAIT: Duration = Duration::from_millis(1);
+/// has left, it would change threads with the engine twice as often or more. What a stream that needs longer for
+/// half of its ring still has to send lasts longer, too. It is more than the time between two ticks, so that the
+/// timer, which nearly never fires, need not be set in the processor: in a virtual machine that costs microseconds.
+const ROOM_WAIT: Duration = Duration::from_millis(20);
 
 /// Collects the settings of a transmit stream.
 #[derive(Clone, Debug, Default)]
@@ -276,8 +277,8 @@ impl Transmitter {
     /// Borrows up to `n` free slots to fill in place, at least one, waiting up to `timeout` for the
     /// first. None at all: the time ran out.
     ///
-    /// A full ring is given up to a millisecond of that time to become half empty, so that a writer who is faster
-    /// than the stream is not woken for every few packets.
+    /// A full ring is given up to 20 ms of that time to become half empty, so that a writer who is faster than the
+    /// stream is not woken for every few packets.
     ///
     /// # Errors
     /// The engine has ended.

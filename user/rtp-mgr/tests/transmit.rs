@@ -205,8 +205,7 @@ fn a_full_ring_makes_the_writer_wait_and_a_dropped_stream_gives_up_the_rest() {
 }
 
 #[test]
-fn a_writer_that_is_faster_than_the_stream_waits_for_half_of_the_ring_but_no_longer_than_a_millisecond()
- {
+fn a_writer_that_is_faster_than_the_stream_waits_for_half_of_the_ring() {
     let peer = socket();
     let mut tx = builder(&peer).ring_order(8).open().unwrap();
     let mut waits = 0;
@@ -216,7 +215,7 @@ fn a_writer_that_is_faster_than_the_stream_waits_for_half_of_the_ring_but_no_lon
         // Who saw a full ring got half of it, or waited long enough for it.
         let n = slots.len();
         assert!(n > 0);
-        if n < 128 && start.elapsed() >= Duration::from_millis(1) {
+        if n < 128 && start.elapsed() >= Duration::from_millis(20) {
             waits += 1;
         }
         slots.iter_mut().for_each(|mut slot| slot.set_payload_len(100).unwrap());

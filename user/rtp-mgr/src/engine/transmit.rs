@@ -215,7 +215,10 @@ impl TransmitStream {
         if ready == 0 {
             return Next::Kick;
         }
-        let ready = ready.min(BATCH_MAX as u64);
+        let ready = match self.core.peek(&view) {
+            Some(job) if ready > BATCH_MAX as u64 => whole_messages(job.len) as u64,
+            _ => ready.min(BATCH_MAX as u64),
+        };
         let (due, late, mut next) = match &mut self.pacer {
             None => (ready, 0, Next::Now),
             Some(pacer) => {
@@ -390,6 +393,12 @@ impl TransmitStream {
         let sockets = self.legs.iter().filter_map(|leg| leg.sockets.rtcp.as_ref());
         reports.send(self.core.sender(), sockets, now_ns, bye);
     }
+}
+
+/// How many packets of `len` bytes to take when more are ready than a batch has: as many as fill messages to the last,
+/// so that the next batch does not begin with the rest of one.
+fn whole_messages(len: u32) -> usize {
+    BATCH_MAX - BATCH_MAX % SendBatch::message_packets_max(len as usize)
 }
 
 impl Leg {

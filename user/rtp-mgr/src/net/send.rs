@@ -174,6 +174,11 @@ impl SendBatch {
         }
     }
 
+    /// Most packets of `len` bytes that go out as one message.
+    pub fn message_packets_max(len: usize) -> usize {
+        (DATAGRAM_MAX / len.max(1)).clamp(1, SEND_SEGMENTS_MAX)
+    }
+
     /// Whether neighbours of equal length go out as one message.
     pub fn offload(&self) -> bool {
         self.offload

@@ -410,6 +410,10 @@ fn neighbours_of_equal_length_become_one_message() {
     assert_eq!(sizes(&[100; 130], true), [64, 64, 2]);
     let fit = DATAGRAM_MAX / 9_000;
     assert_eq!(sizes(&[9_000; 10], true), [fit, 10 - fit]);
+    for (len, most) in [(9_000, fit), (100, 64), (0, 64), (DATAGRAM_MAX, 1), (DATAGRAM_MAX + 1, 1)]
+    {
+        assert_eq!(SendBatch::message_packets_max(len), most);
+    }
 }
 
 /// Slots that follow each other are the same messages whether they were added together or one by one, also what is left
