@@ -205,6 +205,45 @@ fn a_full_ring_makes_the_writer_wait_and_a_dropped_stream_gives_up_the_rest() {
 }
 
 #[test]
+fn a_writer_that_is_faster_than_the_stream_waits_for_half_of_the_ring() {
+    let peer = socket();
+    let mut tx = builder(&peer).ring_order(8).open().unwrap();
+    let mut waits = 0;
+    for _ in 0..1_000 {
+        let start = Instant::now();
+        let mut slots = tx.reserve(256, LONG).unwrap();
+        // Who saw a full ring got half of it, or waited long enough for it.
+        let n = slots.len();
+        assert!(n > 0);
+        if n < 128 && start.elapsed() >= Duration::from_millis(20) {
+            waits += 1;
+        }
+        slots.iter_mut().for_each(|mut slot| slot.set_payload_len(100).unwrap());
+        slots.commit(n).unwrap();
+    }
+    assert!(tx.flush(LONG).unwrap());
+    let wakeups = tx.stats().counters().wakeups;
+    // Each wake-up was for half of the ring, or came after a wait that was too long, or from `flush`.
+    let committed = tx.stats().counters().committed;
+    assert!(wakeups <= committed / 128 + waits + 1, "{wakeups} for {committed} in {waits}");
+}
+
+#[test]
+fn a_slow_stream_gives_its_writer_the_first_position_that_is_free() {
+    let peer = socket();
+    // One packet in 300 ms: half of the ring would be 2.4 s.
+    let rate = PacketRate::new(10, 3).unwrap();
+    let mut tx = builder(&peer).ring_order(4).rate(rate).open().unwrap();
+    send(&mut tx, 16, 20);
+    receive(&peer);
+    send(&mut tx, 1, 20);
+    let start = Instant::now();
+    let slots = tx.reserve(16, LONG).unwrap();
+    assert!((1..8).contains(&slots.len()), "{}", slots.len());
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[test]
 fn both_legs_get_every_packet_and_a_dead_one_does_not_hold_the_other() {
     let (one, two) = (socket(), socket());
     let second = leg(two.local_addr().unwrap());

@@ -12,8 +12,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rtp_mgr_ring::abi::{LegFigures, SourceFigures, StreamCounters, status};
+use rtp_mgr_ring::batch::{BATCH_MAX, Batch, Part, Place, Run};
 use rtp_mgr_ring::pace::{LATE_NS, Pacer, RETRY_NS, stall_limit_ns};
-use rtp_mgr_ring::transmit::{Job, Progress, TransmitCore, awake};
+use rtp_mgr_ring::transmit::{Progress, TransmitCore, awake};
 
 use super::worker::{NEVER, signal};
 use crate::clock::{self, Clock};
@@ -24,8 +25,6 @@ use crate::shm::{ControlPage, Region};
 use crate::socket::TransmitSocket;
 use crate::stats::State;
 
-/// Packets of a batch.
-const BATCH_MAX: usize = 256;
 /// Batches before other streams get their turn.
 const ROUNDS_MAX: usize = 8;
 /// How often the clocks are looked at.
@@ -60,19 +59,10 @@ pub(crate) struct LegSockets {
 struct Leg {
     sockets: LegSockets,
     batch: SendBatch,
-    /// Jobs of the present batch that this leg is done with.
-    done: usize,
+    /// How far it is with the stream's batch.
+    at: Place,
     blocked_since: Option<u64>,
     figures: LegFigures,
-}
-
-/// A packet of the present batch.
-#[derive(Clone, Copy)]
-struct InFlight {
-    job: Job,
-    /// A leg took it.
-    taken: bool,
-    errno: u32,
 }
 
 /// What the sender reports are made of.
@@ -90,7 +80,7 @@ pub(crate) struct TransmitStream {
     event: Arc<OwnedFd>,
     legs: Vec<Leg>,
     pacer: Option<Pacer>,
-    batch: Vec<InFlight>,
+    batch: Batch<Box<[Run]>>,
     reports: Option<Reports>,
     clock: Clock,
     housekeeping_ns: u64,
@@ -118,7 +108,7 @@ impl TransmitStream {
             },
             sockets,
             batch: SendBatch::new(slots, BATCH_MAX, parts.gso),
-            done: 0,
+            at: Place::default(),
             blocked_since: None,
         });
         let now = clock::monotonic_ns();
@@ -133,7 +123,7 @@ impl TransmitStream {
             event: parts.event,
             legs: legs.collect(),
             pacer: parts.pacer,
-            batch: Vec::with_capacity(BATCH_MAX),
+            batch: Batch::new(vec![Run::default(); BATCH_MAX].into()),
             reports: parts.report.map(|(clock_rate, cname)| Reports::new(clock_rate, cname)),
             clock: Clock::new(),
             housekeeping_ns: now,
@@ -210,7 +200,7 @@ impl TransmitStream {
             self.send(leg, now);
         }
         self.give_up_stalled(now);
-        if self.legs.iter().all(|leg| leg.done == self.batch.len()) {
+        if self.legs.iter().all(|leg| leg.at.done == self.batch.len()) {
             self.finish_batch(now);
             return Next::Now;
         }
@@ -225,7 +215,10 @@ impl TransmitStream {
         if ready == 0 {
             return Next::Kick;
         }
-        let ready = ready.min(BATCH_MAX as u64);
+        let ready = match self.core.peek(&view) {
+            Some(job) if ready > BATCH_MAX as u64 => whole_messages(job.len) as u64,
+            _ => ready.min(BATCH_MAX as u64),
+        };
         let (due, late, mut next) = match &mut self.pacer {
             None => (ready, 0, Next::Now),
             Some(pacer) => {
@@ -246,9 +239,13 @@ impl TransmitStream {
                 late += u64::from(now_ns - launch_ns > LATE_NS);
             }
             self.core.take(&job);
-            self.batch.push(InFlight { job, taken: false, errno: 0 });
+            let mut run = Run::of(job);
+            let room = due - self.batch.len() as u64 - 1;
+            self.core.extend(&mut run, room as usize, &view);
+            // There is room: no more is due than a batch has.
+            self.batch.push(&run);
             for leg in &mut self.legs {
-                leg.batch.add(job.slot, job.len as usize);
+                leg.batch.add_row(job.slot, job.len as usize, run.count as usize);
             }
         }
         if let Some(pacer) = &mut self.pacer {
@@ -262,21 +259,15 @@ impl TransmitStream {
     /// Sends to one leg what it takes of the batch.
     fn send(&mut self, at: usize, now_ns: u64) {
         let Some(leg) = self.legs.get_mut(at) else { return };
-        while leg.done < self.batch.len() {
+        let batch = &mut self.batch;
+        while leg.at.done < batch.len() {
             let sent = leg.batch.send(&leg.sockets.rtp);
             let counters = self.core.counters_mut();
             counters.socket_calls += sent.calls as u64;
             counters.coalesced += sent.coalesced as u64;
             count_icmp(&sent, leg, counters);
-            for packet in &mut self.batch[leg.done..leg.done + sent.packets] {
-                packet.taken = true;
-                leg.figures.received += 1;
-                leg.figures.bytes += u64::from(packet.job.len);
-                leg.figures.last_ns = now_ns;
-            }
-            leg.done += sent.packets;
             if sent.packets > 0 {
-                leg.blocked_since = None;
+                leg.took(batch, sent.packets, now_ns);
             }
             match sent.stop {
                 None => break,
@@ -291,7 +282,7 @@ impl TransmitStream {
                 }
                 Some(error) => {
                     let skipped = leg.batch.skip();
-                    leg.give_up(&mut self.batch, skipped, errno(&error));
+                    leg.give_up(batch, skipped, errno(&error));
                 }
             }
         }
@@ -303,8 +294,7 @@ impl TransmitStream {
         for leg in &mut self.legs {
             let since = leg.blocked_since.unwrap_or(now_ns);
             if now_ns.saturating_sub(since) >= limit {
-                let left = self.batch.len() - leg.done;
-                leg.give_up(&mut self.batch, left, libc::EAGAIN as u32);
+                leg.give_up(&mut self.batch, usize::MAX, libc::EAGAIN as u32);
                 // Still blocked: the next batch is given up at once, until it takes something.
                 leg.blocked_since = Some(since);
             }
@@ -313,21 +303,18 @@ impl TransmitStream {
 
     /// Releases the batch: every leg is done with it.
     fn finish_batch(&mut self, now_ns: u64) {
-        for packet in &self.batch {
-            if packet.taken {
-                self.core.count_sender(&packet.job, now_ns);
-                self.core.sent(packet.job.position, packet.job.len);
+        let (core, batch) = (&mut self.core, &mut self.batch);
+        for (begin, run) in batch.runs() {
+            if batch.is_whole(begin, run.count as usize) {
+                core.sent_run(run, now_ns);
             } else {
-                self.core.failed(packet.job.position, packet.errno);
-            }
-            if packet.errno != 0 {
-                self.core.counters_mut().send_errno = packet.errno.into();
+                finish_one_by_one(core, batch, begin, run, now_ns);
             }
         }
-        self.batch.clear();
+        batch.clear();
         for leg in &mut self.legs {
             leg.batch.clear();
-            leg.done = 0;
+            leg.at = Place::default();
         }
         self.publish(now_ns);
     }
@@ -375,8 +362,7 @@ impl TransmitStream {
     pub(crate) fn stop(&mut self) {
         let now = clock::monotonic_ns();
         for leg in &mut self.legs {
-            let left = self.batch.len() - leg.done;
-            leg.give_up(&mut self.batch, left, libc::ECANCELED as u32);
+            leg.give_up(&mut self.batch, usize::MAX, libc::ECANCELED as u32);
         }
         self.finish_batch(now);
         self.core.observe_head(self.control.view().position.load_acquire());
@@ -409,15 +395,49 @@ impl TransmitStream {
     }
 }
 
+/// How many packets of `len` bytes to take when more are ready than a batch has: as many as fill messages to the last,
+/// so that the next batch does not begin with the rest of one.
+fn whole_messages(len: u32) -> usize {
+    BATCH_MAX - BATCH_MAX % SendBatch::message_packets_max(len as usize)
+}
+
 impl Leg {
-    /// Counts `packets` more of the batch as given up on this leg.
-    fn give_up(&mut self, batch: &mut [InFlight], packets: usize, errno: u32) {
-        for packet in &mut batch[self.done..self.done + packets] {
-            packet.errno = errno;
-            self.figures.lost += 1;
-        }
-        self.done += packets;
+    /// The network took `packets` more of the batch.
+    fn took(&mut self, batch: &mut Batch<Box<[Run]>>, packets: usize, now_ns: u64) {
+        let bytes = |part: Part| part.count as u64 * u64::from(part.len);
+        self.figures.bytes += batch.parts(&self.at, packets).map(bytes).sum::<u64>();
+        self.figures.received += packets as u64;
+        self.figures.last_ns = now_ns;
         self.blocked_since = None;
+        batch.take(&mut self.at, packets);
+    }
+
+    /// Counts `packets` more of the batch, or what there are, as given up on this leg.
+    fn give_up(&mut self, batch: &mut Batch<Box<[Run]>>, packets: usize, errno: u32) {
+        self.figures.lost += batch.refuse(&mut self.at, packets, errno) as u64;
+        self.blocked_since = None;
+    }
+}
+
+/// Releases the packets of `run`, each as its legs say, of which the first is the one at `begin` of the batch.
+#[cold]
+fn finish_one_by_one(
+    core: &mut TransmitCore<Box<[Progress]>>,
+    batch: &Batch<Box<[Run]>>,
+    begin: usize,
+    run: &Run,
+    now_ns: u64,
+) {
+    for step in 0..run.count {
+        let (taken, errno) = batch.outcome(begin + step as usize);
+        if taken {
+            core.sent_of_run(run, step, now_ns);
+        } else {
+            core.failed(run.first.position.wrapping_add(step.into()), errno);
+        }
+        if errno != 0 {
+            core.counters_mut().send_errno = errno.into();
+        }
     }
 }
 

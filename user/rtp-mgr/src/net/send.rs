@@ -58,8 +58,10 @@ pub struct SendBatch {
     memory: SlotMemory,
     packets_max: usize,
     offload: bool,
-    /// Slot and length of each packet.
-    packets: Vec<(u32, usize)>,
+    /// Packets added.
+    packets: usize,
+    /// What they are, those in slots that follow each other together.
+    parts: Vec<Part>,
     /// What the pending messages gather: packets, or rows of them where one slot begins at the end of the
     /// packet before. Never more than there are packets.
     iovecs: Vec<libc::iovec>,
@@ -75,11 +77,28 @@ pub struct SendBatch {
 // batch; nothing is tied to a thread.
 unsafe impl Send for SendBatch {}
 
+/// Packets of equal length in slots that follow each other.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    slot: u32,
+    len: usize,
+    packets: usize,
+}
+
+/// Where a packet stands: in which part, and behind how many packets of that.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    part: usize,
+    inside: usize,
+}
+
 /// Neighbouring packets that go out as one message.
 #[derive(Clone, Copy, Debug)]
 struct Message {
-    first: usize,
+    first: Place,
     packets: usize,
+    /// Bytes of the first packet, and of all but a shorter last one.
+    len: usize,
     bytes: usize,
     /// Nothing can be added: a shorter packet came last.
     closed: bool,
@@ -97,6 +116,41 @@ struct SegmentControl {
 /// `cmsg_len` of [`SegmentControl`]: header and 16-bit value, padding not counted.
 const SEGMENT_CONTROL_LEN: usize = size_of::<libc::cmsghdr>() + size_of::<u16>();
 
+impl Message {
+    /// How many packets of `len` bytes can be added. A shorter one than those before it is the last.
+    fn fit(&self, len: usize) -> usize {
+        if self.closed || !(1..=self.len).contains(&len) {
+            return 0;
+        }
+        let most = if len < self.len { 1 } else { SEND_SEGMENTS_MAX - self.packets };
+        let room = DATAGRAM_MAX.saturating_sub(self.bytes) / len;
+        most.min(room).min(SEND_SEGMENTS_MAX - self.packets)
+    }
+}
+
+/// Adds the `packets` packets of `part` behind the first `inside` to the pieces of a message, which begin at `first` of
+/// `iovecs`. What stands at the end of a piece makes it longer.
+fn gather(
+    memory: &SlotMemory,
+    part: &Part,
+    inside: usize,
+    packets: usize,
+    iovecs: &mut Vec<libc::iovec>,
+    first: usize,
+) {
+    let dense = part.len == memory.stride();
+    let (pieces, len) = if dense { (1, packets * part.len) } else { (packets, part.len) };
+    for piece in 0..pieces {
+        let base = memory.slot(part.slot + (inside + piece) as u32);
+        match iovecs[first..].last_mut() {
+            Some(row) if row.iov_base.cast::<u8>().wrapping_add(row.iov_len) == base => {
+                row.iov_len += len;
+            }
+            _ => iovecs.push(libc::iovec { iov_base: base.cast(), iov_len: len }),
+        }
+    }
+}
+
 impl SendBatch {
     /// A batch of up to `packets_max` packets.
     ///
@@ -110,13 +164,19 @@ impl SendBatch {
             memory,
             packets_max,
             offload,
-            packets: Vec::with_capacity(packets_max),
+            packets: 0,
+            parts: Vec::with_capacity(packets_max),
             iovecs: Vec::with_capacity(packets_max),
             messages: Vec::with_capacity(packets_max),
             headers: vec![header; packets_max].into(),
             controls: vec![control; packets_max].into(),
             done: 0,
         }
+    }
+
+    /// Most packets of `len` bytes that go out as one message.
+    pub fn message_packets_max(len: usize) -> usize {
+        (DATAGRAM_MAX / len.max(1)).clamp(1, SEND_SEGMENTS_MAX)
     }
 
     /// Whether neighbours of equal length go out as one message.
@@ -126,7 +186,8 @@ impl SendBatch {
 
     /// Forgets all packets.
     pub fn clear(&mut self) {
-        self.packets.clear();
+        self.packets = 0;
+        self.parts.clear();
         self.iovecs.clear();
         self.messages.clear();
         self.done = 0;
@@ -137,14 +198,25 @@ impl SendBatch {
     /// # Panics
     /// When there is no such slot or it is shorter than `len`.
     pub fn add(&mut self, slot: u32, len: usize) -> bool {
+        self.add_row(slot, len, 1)
+    }
+
+    /// As [`add`](Self::add) for each of the `packets` slots from `slot` on. `false`, and nothing is added, when there is
+    /// no room for all of them.
+    ///
+    /// # Panics
+    /// When there is no such slot or it is shorter than `len`.
+    pub fn add_row(&mut self, slot: u32, len: usize, packets: usize) -> bool {
         assert!(len <= self.memory.stride(), "{len} bytes of a slot");
-        assert!(slot < self.memory.slots(), "slot {slot} of {}", self.memory.slots());
-        if self.packets.len() == self.packets_max {
+        let slots = self.memory.slots() as usize;
+        let end = (slot as usize).saturating_add(packets);
+        assert!(end <= slots, "slot {slot} and those behind it up to {end} of {slots}");
+        if packets > self.packets_max - self.packets {
             return false;
         }
-        let index = self.packets.len();
-        self.packets.push((slot, len));
-        self.group(index);
+        self.packets += packets;
+        self.parts.push(Part { slot, len, packets });
+        self.group(Place { part: self.parts.len() - 1, inside: 0 });
         true
     }
 
@@ -164,8 +236,9 @@ impl SendBatch {
         self.offload = false;
         let Some(first) = self.messages.get(self.done).map(|message| message.first) else { return };
         self.messages.truncate(self.done);
-        for index in first..self.packets.len() {
-            self.group(index);
+        self.group(first);
+        for part in first.part + 1..self.parts.len() {
+            self.group(Place { part, inside: 0 });
         }
     }
 
@@ -207,23 +280,29 @@ impl SendBatch {
         sent
     }
 
-    /// Puts packet `index` into the last message if it fits there, else into a new one.
-    fn group(&mut self, index: usize) {
-        let len = self.packets[index].1;
-        if let Some(message) = self.messages[self.done..].last_mut()
-            && self.offload
-            && !message.closed
-            && message.packets < SEND_SEGMENTS_MAX
-            && message.bytes + len <= DATAGRAM_MAX
-            && let first = self.packets[message.first].1
-            && (1..=first).contains(&len)
-        {
-            message.packets += 1;
-            message.bytes += len;
-            message.closed = len < first;
-            return;
+    /// Puts the rest of a part, from `from` on, into the last message as far as it fits there, then into new ones.
+    fn group(&mut self, from: Place) {
+        let Part { len, packets, .. } = self.parts[from.part];
+        let mut inside = from.inside;
+        while inside < packets {
+            let open = self.messages[self.done..].last_mut();
+            let fit = open.as_ref().map_or(0, |message| message.fit(len));
+            match open.filter(|_| self.offload && fit > 0) {
+                Some(message) => {
+                    let more = fit.min(packets - inside);
+                    message.packets += more;
+                    message.bytes += more * len;
+                    message.closed = len < message.len;
+                    inside += more;
+                }
+                None => {
+                    let first = Place { inside, ..from };
+                    let closed = len == 0;
+                    self.messages.push(Message { first, packets: 1, len, bytes: len, closed });
+                    inside += 1;
+                }
+            }
         }
-        self.messages.push(Message { first: index, packets: 1, bytes: len, closed: len == 0 });
     }
 
     /// Writes the headers of the pending messages.
@@ -231,13 +310,13 @@ impl SendBatch {
         self.iovecs.clear();
         for (index, message) in self.messages.iter().enumerate().skip(self.done) {
             let first = self.iovecs.len();
-            for (slot, len) in &self.packets[message.first..][..message.packets] {
-                let base = self.memory.slot(*slot);
-                match self.iovecs[first..].last_mut() {
-                    Some(row) if row.iov_base.cast::<u8>().wrapping_add(row.iov_len) == base => {
-                        row.iov_len += len;
-                    }
-                    _ => self.iovecs.push(libc::iovec { iov_base: base.cast(), iov_len: *len }),
+            let (mut left, mut inside) = (message.packets, message.first.inside);
+            for part in &self.parts[message.first.part..] {
+                let packets = left.min(part.packets - inside);
+                gather(&self.memory, part, inside, packets, &mut self.iovecs, first);
+                (left, inside) = (left - packets, 0);
+                if left == 0 {
+                    break;
                 }
             }
             let header = &mut self.headers[index].msg_hdr;
@@ -250,7 +329,7 @@ impl SendBatch {
                 control.header.cmsg_len = SEGMENT_CONTROL_LEN;
                 control.header.cmsg_level = libc::SOL_UDP;
                 control.header.cmsg_type = UDP_SEGMENT;
-                control.segment_len = self.packets[message.first].1 as u16;
+                control.segment_len = message.len as u16;
                 header.msg_control = ptr::from_mut(control).cast();
                 header.msg_controllen = size_of::<SegmentControl>();
             }

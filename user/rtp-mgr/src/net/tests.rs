@@ -410,6 +410,53 @@ fn neighbours_of_equal_length_become_one_message() {
     assert_eq!(sizes(&[100; 130], true), [64, 64, 2]);
     let fit = DATAGRAM_MAX / 9_000;
     assert_eq!(sizes(&[9_000; 10], true), [fit, 10 - fit]);
+    for (len, most) in [(9_000, fit), (100, 64), (0, 64), (DATAGRAM_MAX, 1), (DATAGRAM_MAX + 1, 1)]
+    {
+        assert_eq!(SendBatch::message_packets_max(len), most);
+    }
+}
+
+/// Slots that follow each other are the same messages whether they were added together or one by one, also what is left
+/// of them when offload was refused halfway.
+#[test]
+fn a_row_of_slots_is_what_its_slots_are_one_by_one() {
+    let rows =
+        [(3, 300), (100, 300), (1, 120), (2, 120), (70, 120), (2, 0), (5, 9_000), (9, 9_000)];
+    let slots = rows.iter().map(|(packets, _)| *packets as u32).sum();
+    let batch = || SendBatch::new(SlotMemory::private(slots, 9_000), slots as usize, true);
+    let (mut together, mut each) = (batch(), batch());
+    let mut slot = 0;
+    for (packets, len) in rows {
+        assert!(together.add_row(slot, len, packets));
+        (0..packets as u32).for_each(|at| assert!(each.add(slot + at, len)));
+        slot += packets as u32;
+    }
+    assert!(!together.add_row(0, 300, 1), "full");
+    let sizes = |batch: &SendBatch| batch.message_packets().collect::<Vec<_>>();
+    assert_eq!(sizes(&together), sizes(&each));
+    // 64 of the first 103 packets, then what is left of their rows.
+    assert_eq!((together.skip(), each.skip()), (64, 64));
+    together.split();
+    assert_eq!(sizes(&together), vec![1; slots as usize - 64]);
+}
+
+#[test]
+fn rows_arrive_as_their_packets() {
+    for stride in [300, 512] {
+        let pair = Pair::open(false);
+        let mut memory = SlotMemory::private(100, stride);
+        for slot in 0..100 {
+            memory.write(slot, &pattern(slot, 300));
+        }
+        let mut batch = SendBatch::new(memory, 100, true);
+        assert!(batch.add_row(0, 300, 97) && batch.add_row(97, 300, 2) && batch.add_row(99, 20, 1));
+        let sent = batch.send(&pair.from);
+        assert_eq!((sent.packets, sent.coalesced), (100, 100));
+        let mut batch = RecvBatch::new(SlotMemory::private(128, 512), 4, 1);
+        let got = receive(&pair, &mut batch, &mut (0..128).collect(), 100);
+        let lens: Vec<_> = (0..100).map(|at| if at == 99 { 20 } else { 300 }).collect();
+        assert_patterns(&got, &lens, 512);
+    }
 }
 
 #[test]
