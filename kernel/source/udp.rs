@@ -398,7 +398,7 @@ unsafe extern "C" fn rtp_mgr_udp_train(
     // SAFETY: The UDP code calls encap_rcv in softirq; the shim's hook hands nothing over elsewhere.
     let outcome = unsafe { receive.train(&mut train, like) };
     drop(train);
-    // SAFETY: The packet is that of this call.
+    // SAFETY: As above; the packet is that of this call.
     unsafe { answer(outcome, skb) }
 }
 
@@ -466,16 +466,21 @@ impl Bytes for Single {
     }
 }
 
+/// A packet's buffer goes where the network stack of this processor gets its next ones from, or to the processor that
+/// it is of: what poll functions of network devices say. Any number but 0 says that bottom halves are off.
+const POLLED: c_int = 1;
+
 /// What encap_rcv answers for a packet of which this became. One that was taken is freed.
 ///
 /// # Safety
 ///
-/// `skb` is the packet that the shim handed over, and is not used any more if it was taken.
+/// In softirq, or with bottom halves off. `skb` is the packet that the shim handed over, and is not used any more if it
+/// was taken.
 unsafe fn answer(outcome: Outcome, skb: *mut bindings::sk_buff) -> c_int {
     match outcome {
         Outcome::Taken => {
-            // SAFETY: The answer is that the packet is taken: it is ours to free.
-            unsafe { bindings::consume_skb(skb) };
+            // SAFETY: The answer is that the packet is taken: it is ours to free. Bottom halves are off.
+            unsafe { bindings::napi_consume_skb(skb, POLLED) };
             0
         }
         Outcome::Left => 1,
@@ -523,7 +528,7 @@ impl Port {
         let mut single = Single { skb, len: arrival.len, bytes: arrival.bytes };
         // SAFETY: As this function's own requirement.
         let outcome = unsafe { self.receive().datagram(datagram, &mut single) };
-        // SAFETY: The packet is ours if it was taken.
+        // SAFETY: As above; the packet is ours if it was taken.
         unsafe { answer(outcome, skb.as_ptr()) }
     }
 }
