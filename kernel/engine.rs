@@ -224,7 +224,7 @@ impl Packets for TrainPackets<'_, '_> {
     #[inline(always)]
     fn copy_to(&mut self, slot: u32, len: u32) -> Option<&[u8]> {
         // SAFETY: Whoever asks has taken the slot from the free ones, and it is nobody's until the verdict.
-        let space = unsafe { self.memory.slot(slot) }.get_mut(..len as usize)?;
+        let space = unsafe { self.memory.slot_part(slot, len) }?;
         self.train.copy_next(space).then_some(&*space)
     }
 }
@@ -574,8 +574,7 @@ impl Engine {
         };
         packet.slot = slot;
         // SAFETY: The slot was taken from the free ones, and is nobody's but ours until the verdict.
-        let space = unsafe { memory.slot(slot) };
-        let Some(space) = space.get_mut(..packet.len as usize) else {
+        let Some(space) = (unsafe { memory.slot_part(slot, packet.len) }) else {
             packet.truncated = true;
             return Some(self.sort::<B>(memory, packet, !alone, bytes.head().bytes()));
         };
@@ -703,8 +702,7 @@ impl Engine {
         };
         packet.slot = slot;
         // SAFETY: The slot was taken from the free ones, and is nobody's but ours until the verdict.
-        let space = unsafe { memory.slot(slot) };
-        let Some(space) = space.get_mut(..packet.len as usize) else {
+        let Some(space) = (unsafe { memory.slot_part(slot, packet.len) }) else {
             packet.truncated = true;
             return self.sort::<Train<'_>>(memory, packet, false, train.head().bytes());
         };

@@ -28,11 +28,11 @@ pub(crate) struct Train<'a> {
     len: u32,
     /// Bytes of each packet but the last, which may be shorter.
     size: u32,
-    /// Bytes that were read or passed over.
-    at: u32,
-    /// Where the packet begins that comes next.
-    next: u32,
-    /// What of the buffer is at hand: bytes from `at` on.
+    /// Bytes of the packets after the present one.
+    rest: u32,
+    /// Bytes of the present packet that were neither read nor passed over.
+    unread: u32,
+    /// What of the buffer is at hand: from the first of these bytes on.
     block: *const u8,
     left: u32,
     _buffer: PhantomData<&'a mut bindings::sk_buff>,
@@ -66,8 +66,8 @@ impl Train<'_> {
             offset,
             len,
             size: size.max(1),
-            at: 0,
-            next: 0,
+            rest: len,
+            unread: 0,
             block: core::ptr::null(),
             left: 0,
             _buffer: PhantomData,
@@ -78,24 +78,38 @@ impl Train<'_> {
     /// no other.
     #[inline]
     pub(crate) fn next_packet(&mut self) -> Option<u32> {
-        let left = self.len.checked_sub(self.next).filter(|left| *left > 0)?;
-        while self.at < self.next {
-            if !self.has_block() {
-                return None;
-            }
-            self.advance(self.left.min(self.next.wrapping_sub(self.at)));
+        if self.rest == 0 || (self.unread > 0 && !self.pass_by()) {
+            return None;
         }
-        let len = left.min(self.size);
-        self.next = self.next.wrapping_add(len);
+        let len = self.rest.min(self.size);
+        self.rest = self.rest.wrapping_sub(len);
+        self.unread = len;
         Some(len)
     }
 
-    /// Copies what comes next. Returns whether there was as much.
+    /// Passes over what is left of the present packet. Returns whether there was as much.
+    #[inline(never)]
+    fn pass_by(&mut self) -> bool {
+        while self.unread > 0 {
+            if !self.has_block() {
+                return false;
+            }
+            self.advance(self.left.min(self.unread));
+        }
+        true
+    }
+
+    /// Bytes that were read or passed over.
+    fn at(&self) -> u32 {
+        self.len.wrapping_sub(self.rest).wrapping_sub(self.unread)
+    }
+
+    /// Copies what comes next, all of the present packet. Returns whether there was as much.
     #[inline(always)]
     pub(crate) fn copy_next(&mut self, to: &mut [u8]) -> bool {
         let len = to.len();
         // What is empty is no piece either.
-        if len.wrapping_sub(1) >= self.left as usize {
+        if len != self.unread as usize || len.wrapping_sub(1) >= self.left as usize {
             return self.copy_pieces(to);
         }
         // SAFETY: As in `copy_pieces`.
@@ -137,16 +151,15 @@ impl Train<'_> {
                 return false;
             }
         }
-        self.next == self.len
+        self.rest == 0
     }
 
     /// Whether the packets after this one are RTP of which the present block has all bytes. Goes past them if so.
     fn is_rtp_at_hand(&mut self) -> bool {
-        let rest = self.next.wrapping_sub(self.at);
-        if rest > self.left || (self.size as usize) < FIXED_LEN {
+        if self.unread > self.left || (self.size as usize) < FIXED_LEN {
             return true;
         }
-        self.advance(rest);
+        self.advance(self.unread);
         let (size, mut block, mut left) = (self.size, self.block, self.left);
         // What tells RTP is the same in all packets of most trains: begun with what RTP may have.
         let mut rtp_bits = header::start_bits([0x80, 0]);
@@ -164,8 +177,8 @@ impl Train<'_> {
             block = unsafe { block.add(size as usize) };
             left = left.wrapping_sub(size);
         }
-        self.advance(self.left.wrapping_sub(left));
-        self.next = self.at;
+        self.rest = self.rest.wrapping_sub(self.left.wrapping_sub(left));
+        (self.block, self.left) = (block, left);
         true
     }
 
@@ -180,14 +193,15 @@ impl Train<'_> {
 
     #[inline(never)]
     fn next_block(&mut self) {
+        let at = self.at();
         // SAFETY: The state was prepared, and the buffer lives. What was read before is no more used.
-        let left = unsafe { bindings::skb_seq_read(self.at, &mut self.block, &mut self.state) };
-        self.left = left.min(self.len.wrapping_sub(self.at));
+        let left = unsafe { bindings::skb_seq_read(at, &mut self.block, &mut self.state) };
+        self.left = left.min(self.len.wrapping_sub(at));
     }
 
-    /// `len`, at most `left`, bytes are done with.
+    /// `len` bytes of the present packet, at most `left`, are done with.
     fn advance(&mut self, len: u32) {
-        self.at = self.at.wrapping_add(len);
+        self.unread = self.unread.wrapping_sub(len);
         self.left = self.left.wrapping_sub(len);
         // SAFETY: `len` bytes are at hand.
         self.block = unsafe { self.block.add(len as usize) };
@@ -198,8 +212,8 @@ impl Bytes for Train<'_> {
     /// The first bytes of the packet, of which nothing was copied yet.
     fn head(&mut self) -> Head {
         let mut bytes = [0; HEAD];
-        let len = self.next.wrapping_sub(self.at).min(HEAD as u32);
-        let offset = self.offset.wrapping_add(self.at) as c_int;
+        let len = self.unread.min(HEAD as u32);
+        let offset = self.offset.wrapping_add(self.at()) as c_int;
         let to = bytes.as_mut_ptr().cast();
         // SAFETY: The buffer lives; `bytes` has room for `len` bytes, which is at most its length.
         let result =

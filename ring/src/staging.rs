@@ -105,17 +105,23 @@ impl<S: DerefMut<Target = [u32]>> FreeSlots<S> {
 
     /// Gives back those that entries have.
     fn take_back(&mut self, entries: &mut [Entry]) {
-        let mut len = self.len;
-        for entry in entries {
+        let room = self.stack.get_mut(self.len..).unwrap_or_default();
+        // Nearly all have one.
+        let mut done = 0_usize;
+        for (entry, place) in entries.iter_mut().zip(room) {
+            if entry.slot == NO_SLOT {
+                break;
+            }
+            *place = core::mem::replace(&mut entry.slot, NO_SLOT);
+            done = done.wrapping_add(1);
+        }
+        self.len = self.len.wrapping_add(done);
+        for entry in entries.get_mut(done..).unwrap_or_default() {
             let slot = core::mem::replace(&mut entry.slot, NO_SLOT);
             if slot != NO_SLOT {
-                if let Some(place) = self.stack.get_mut(len) {
-                    *place = slot;
-                    len = len.wrapping_add(1);
-                }
+                self.push(slot);
             }
         }
-        self.len = len;
     }
 
     /// Gives one back.
@@ -192,16 +198,18 @@ pub(super) struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// The position that comes next.
+    /// For how many packets there are positions before `until`, and slots. Taking positions can free more.
     #[inline(always)]
-    pub(super) fn next(&self) -> u64 {
-        self.producer.claim()
+    pub(super) fn ready(&self, until: u64) -> u64 {
+        let positions = distance(until, self.producer.claim());
+        u64::try_from(positions).unwrap_or(0).min(*self.free_len as u64)
     }
 
     /// Takes a free slot.
     #[inline(always)]
     pub(super) fn take_slot(&mut self) -> Option<u32> {
-        let top = self.free_len.checked_sub(1)?;
+        // Where none is free there is no such place.
+        let top = self.free_len.wrapping_sub(1);
         let slot = self.free.get(top).copied()?;
         *self.free_len = top;
         Some(slot)
