@@ -142,15 +142,24 @@ int rtp_mgr_udp_send_buffer(struct socket *socket)
 	return READ_ONCE(socket->sk->sk_sndbuf);
 }
 
-/* As above: whether what it last sent through takes buffers in pieces. Without them the stack copies pages once more. */
+/*
+ * As above: whether what it last sent through takes buffers in pieces, which it also has to add up itself: the stack
+ * adds up while it copies. Else it copies pages once more (the `zc` of __ip_append_data()).
+ */
 bool rtp_mgr_udp_takes_pieces(struct socket *socket)
 {
 	const struct dst_entry *dst;
-	bool pieces;
+	bool pieces = false;
 
 	rcu_read_lock();
 	dst = rcu_dereference(socket->sk->sk_dst_cache);
-	pieces = dst && dst_dev_rcu(dst)->features & NETIF_F_SG;
+	if (dst) {
+		netdev_features_t features = dst_dev_rcu(dst)->features;
+		netdev_features_t sums = NETIF_F_HW_CSUM |
+			(dst->ops->family == AF_INET6 ? NETIF_F_IPV6_CSUM : NETIF_F_IP_CSUM);
+
+		pieces = features & NETIF_F_SG && features & sums;
+	}
 	rcu_read_unlock();
 	return pieces;
 }
