@@ -269,6 +269,38 @@ static bool rtp_mgr_udp_minds_trains(const struct rtp_mgr_port *port, const stru
 	return rcu_access_pointer(sk->sk_filter) || port->leaves_others;
 }
 
+/*
+ * The bytes of a packet from `offset` on that are in one piece, whose length is written. NULL: none are, or they are in a
+ * packet that hangs on this one, or in pages that are to be mapped first. skb_seq_read() has all of that, at five times
+ * the cost.
+ */
+const u8 *rtp_mgr_piece(const struct sk_buff *skb, u32 offset, u32 *len)
+{
+	const struct skb_shared_info *shared = skb_shinfo(skb);
+	u32 start = 0, end = skb_headlen(skb);
+	const skb_frag_t *frag;
+	const u8 *bytes;
+	unsigned int i;
+
+	if (offset < end) {
+		*len = end - offset;
+		return skb->data + offset;
+	}
+	if (IS_ENABLED(CONFIG_HIGHMEM) || !skb_frags_readable(skb))
+		return NULL;
+	for (i = 0; i < shared->nr_frags; i++) {
+		frag = &shared->frags[i];
+		start = end;
+		end += skb_frag_size(frag);
+		if (offset >= end)
+			continue;
+		bytes = skb_frag_address(frag);
+		*len = end - offset;
+		return bytes ? bytes + (offset - start) : NULL;
+	}
+	return NULL;
+}
+
 /* Packets in what the network handed over. */
 static u32 rtp_mgr_packets(const struct sk_buff *skb)
 {

@@ -18,10 +18,23 @@ use crate::engine::{Bytes, Head, HEAD};
 use crate::primitives::copy_bytes;
 use crate::ring::header::{self, FIXED_LEN};
 
+mod shim {
+    use kernel::bindings;
+
+    extern "C" {
+        pub(super) fn rtp_mgr_piece(
+            skb: *const bindings::sk_buff,
+            offset: u32,
+            len: *mut u32,
+        ) -> *const u8;
+    }
+}
+
 /// Reads a train from front to back.
 pub(crate) struct Train<'a> {
     skb: NonNull<bindings::sk_buff>,
-    state: bindings::skb_seq_state,
+    /// Of the kernel's own reading, once there was a piece that only that can find.
+    state: Option<bindings::skb_seq_state>,
     /// Bytes before the first packet.
     offset: u32,
     /// Bytes of all packets.
@@ -50,19 +63,9 @@ impl Train<'_> {
         len: u32,
         size: u32,
     ) -> Self {
-        let mut state = bindings::skb_seq_state::default();
-        // SAFETY: The buffer lives, as this function requires; the state is written.
-        unsafe {
-            bindings::skb_prepare_seq_read(
-                skb.as_ptr(),
-                offset,
-                offset.wrapping_add(len),
-                &mut state,
-            );
-        }
         Self {
             skb,
-            state,
+            state: None,
             offset,
             len,
             size: size.max(1),
@@ -194,9 +197,29 @@ impl Train<'_> {
     #[inline(never)]
     fn next_block(&mut self) {
         let at = self.at();
-        // SAFETY: The state was prepared, and the buffer lives. What was read before is no more used.
-        let left = unsafe { bindings::skb_seq_read(at, &mut self.block, &mut self.state) };
+        let mut left = 0;
+        let offset = self.offset.wrapping_add(at);
+        // SAFETY: The buffer lives, and is ours; `left` is written if there is a piece.
+        self.block = unsafe { shim::rtp_mgr_piece(self.skb.as_ptr(), offset, &mut left) };
+        if self.block.is_null() {
+            left = self.seek(at);
+        }
         self.left = left.min(self.len.wrapping_sub(at));
+    }
+
+    /// Finds the bytes from `at` on in buffers that hang on this one, or that are to be mapped. Returns how many there are.
+    #[inline(never)]
+    fn seek(&mut self, at: u32) -> u32 {
+        let (skb, from) = (self.skb.as_ptr(), self.offset);
+        let to = from.wrapping_add(self.len);
+        let state = self.state.get_or_insert_with(|| {
+            let mut state = bindings::skb_seq_state::default();
+            // SAFETY: The buffer lives; the state is written.
+            unsafe { bindings::skb_prepare_seq_read(skb, from, to, &mut state) };
+            state
+        });
+        // SAFETY: The state was prepared, and the buffer lives. What was read before is no more used.
+        unsafe { bindings::skb_seq_read(at, &mut self.block, state) }
     }
 
     /// `len` bytes of the present packet, at most `left`, are done with.
@@ -237,7 +260,9 @@ impl Bytes for Train<'_> {
 
 impl Drop for Train<'_> {
     fn drop(&mut self) {
-        // SAFETY: The state was prepared; nothing that was read is used any more.
-        unsafe { bindings::skb_abort_seq_read(&mut self.state) };
+        if let Some(state) = &mut self.state {
+            // SAFETY: The state was prepared; nothing that was read is used any more.
+            unsafe { bindings::skb_abort_seq_read(state) };
+        }
     }
 }

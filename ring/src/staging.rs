@@ -198,6 +198,12 @@ pub(super) struct Row<'a> {
 }
 
 impl Row<'_> {
+    /// Whether there are no positions at all: asked once, it need not be for each.
+    #[inline(always)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// For how many packets there are positions before `until`, and slots. Taking positions can free more.
     #[inline(always)]
     pub(super) fn ready(&self, until: u64) -> u64 {

@@ -284,6 +284,9 @@ impl<M: Memory> ReceiveCore<M> {
         };
         let mut streak = entry.source.streak(like.arrival_ns);
         let mut row = self.staging.row();
+        if view.descriptors.is_empty() || row.is_empty() {
+            return nothing;
+        }
         let like = &Packet { leg: 0, ..*like };
         let mut ready = 0_u64;
         // At hand, whatever is written between.
