@@ -218,14 +218,14 @@ struct TrainPackets<'a, 'b> {
 impl Packets for TrainPackets<'_, '_> {
     #[inline(always)]
     fn next_len(&mut self) -> Option<u32> {
-        self.train.next_packet()
+        self.train.next_of_run()
     }
 
     #[inline(always)]
     fn copy_to(&mut self, slot: u32, len: u32) -> Option<&[u8]> {
         // SAFETY: Whoever asks has taken the slot from the free ones, and it is nobody's until the verdict.
         let space = unsafe { self.memory.slot_part(slot, len) }?;
-        self.train.copy_next(space).then_some(&*space)
+        self.train.copy_run(space).then_some(&*space)
     }
 }
 
@@ -664,6 +664,7 @@ impl Engine {
                 RunEnd::Done => break,
                 RunEnd::Before { len } => self.place(memory, Packet { len, ..packet }, train),
                 RunEnd::Copied { slot, len } => {
+                    train.end_run();
                     // SAFETY: The slot was taken from the free ones, and is nobody's but ours until the verdict.
                     let space = unsafe { memory.slot(slot) };
                     let bytes = space.get(..len as usize).unwrap_or_default();

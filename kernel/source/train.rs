@@ -84,10 +84,41 @@ impl Train<'_> {
         if self.rest == 0 || (self.unread > 0 && !self.pass_by()) {
             return None;
         }
+        self.next_of_rest()
+    }
+
+    #[inline(always)]
+    fn next_of_rest(&mut self) -> Option<u32> {
         let len = self.rest.min(self.size);
         self.rest = self.rest.wrapping_sub(len);
         self.unread = len;
-        Some(len)
+        (len > 0).then_some(len)
+    }
+
+    /// [`next_packet`](Self::next_packet) after [`copy_run`](Self::copy_run).
+    #[inline(always)]
+    pub(crate) fn next_of_run(&mut self) -> Option<u32> {
+        self.next_of_rest()
+    }
+
+    /// [`copy_next`](Self::copy_next), where `to` is as long as the packet, and [`next_of_run`](Self::next_of_run) or
+    /// [`end_run`](Self::end_run) follows.
+    #[inline(always)]
+    pub(crate) fn copy_run(&mut self, to: &mut [u8]) -> bool {
+        let len = to.len();
+        // What is empty is no piece either.
+        if len.wrapping_sub(1) >= self.left as usize {
+            return self.copy_pieces(to);
+        }
+        // SAFETY: As in `copy_pieces`.
+        unsafe { copy_bytes(self.block, to.as_mut_ptr(), len) };
+        self.go_on(len as u32);
+        true
+    }
+
+    /// The present packet is copied.
+    pub(crate) fn end_run(&mut self) {
+        self.unread = 0;
     }
 
     /// Passes over what is left of the present packet. Returns whether there was as much.
@@ -108,17 +139,9 @@ impl Train<'_> {
     }
 
     /// Copies what comes next, all of the present packet. Returns whether there was as much.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn copy_next(&mut self, to: &mut [u8]) -> bool {
-        let len = to.len();
-        // What is empty is no piece either.
-        if len != self.unread as usize || len.wrapping_sub(1) >= self.left as usize {
-            return self.copy_pieces(to);
-        }
-        // SAFETY: As in `copy_pieces`.
-        unsafe { copy_bytes(self.block, to.as_mut_ptr(), len) };
-        self.advance(len as u32);
-        true
+        self.copy_pieces(to)
     }
 
     /// Copies what may not be in one piece.
@@ -168,10 +191,9 @@ impl Train<'_> {
         let mut rtp_bits = header::start_bits([0x80, 0]);
         while left >= size {
             // SAFETY: `left` bytes are at hand, more than two; they are read once.
-            let first = unsafe { block.cast::<[u8; 2]>().read_volatile() };
-            let bits = header::start_bits(first);
+            let bits = header::start_bits(unsafe { block.cast::<[u8; 2]>().read_volatile() });
             if bits != rtp_bits {
-                if !header::is_rtp_start(first) {
+                if !header::is_rtp_start(bits.to_le_bytes()) {
                     return false;
                 }
                 rtp_bits = bits;
@@ -225,6 +247,11 @@ impl Train<'_> {
     /// `len` bytes of the present packet, at most `left`, are done with.
     fn advance(&mut self, len: u32) {
         self.unread = self.unread.wrapping_sub(len);
+        self.go_on(len);
+    }
+
+    /// `len` bytes at hand, at most `left`, are done with.
+    fn go_on(&mut self, len: u32) {
         self.left = self.left.wrapping_sub(len);
         // SAFETY: `len` bytes are at hand.
         self.block = unsafe { self.block.add(len as usize) };

@@ -393,11 +393,12 @@ unsafe extern "C" fn rtp_mgr_udp_train(
     // SAFETY: Socket and packet are those of this call.
     let Some(arrival) = (unsafe { accept(sk, skb, &mut arrival) }) else { return 0 };
     let like = port.datagram(arrival);
-    // SAFETY: The packet is ours until this returns.
-    let mut train = unsafe { Train::new(packet, UDP_HEADER, like.packet.len, size) };
-    // SAFETY: The UDP code calls encap_rcv in softirq; the shim's hook hands nothing over elsewhere.
-    let outcome = unsafe { receive.train(&mut train, like) };
-    drop(train);
+    let outcome = {
+        // SAFETY: The packet is ours until this returns.
+        let mut train = unsafe { Train::new(packet, UDP_HEADER, like.packet.len, size) };
+        // SAFETY: The UDP code calls encap_rcv in softirq; the shim's hook hands nothing over elsewhere.
+        unsafe { receive.train(&mut train, like) }
+    };
     // SAFETY: As above; the packet is that of this call.
     unsafe { answer(outcome, skb) }
 }

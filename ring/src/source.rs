@@ -249,6 +249,8 @@ pub(super) struct Streak<'a> {
     /// Timestamp units from the packet before the first to the latest.
     ticks: i64,
     bytes: u64,
+    /// Hz; 0: not known.
+    clock_rate: u32,
 }
 
 impl Streak<'_> {
@@ -261,11 +263,10 @@ impl Streak<'_> {
     /// [`observe_next`](Source::observe_next) of one more. There are never as many as would be too much for a sum.
     #[inline(always)]
     pub(super) fn observe_next(&mut self, timestamp: u32, payload_len: u32, marker: bool) -> u64 {
-        let source = &mut *self.source;
         let ticks = timestamp.wrapping_sub(self.timestamp) as i32;
         self.ticks = self.ticks.wrapping_add(ticks.into());
         self.timestamp = timestamp;
-        if source.clock_rate != 0 {
+        if self.clock_rate != 0 {
             let seen = Seen {
                 // Of no account here.
                 sequence: 0,
@@ -275,7 +276,7 @@ impl Streak<'_> {
                 payload_type: 0,
                 marker,
             };
-            source.jitter.observe_sound(&seen, source.clock_rate);
+            self.source.jitter.observe_sound(&seen, self.clock_rate);
         }
         self.bytes = self.bytes.wrapping_add(payload_len.into());
         self.latest = self.latest.wrapping_add(1);
@@ -285,7 +286,7 @@ impl Streak<'_> {
     /// Accounts for them. Returns how many they were, their payload in bytes, and the last one's number.
     #[inline]
     pub(super) fn end(self) -> (u64, u64, u64) {
-        let Self { source, arrival_ns, latest, timestamp, ticks, bytes } = self;
+        let Self { source, arrival_ns, latest, timestamp, ticks, bytes, .. } = self;
         let count = latest.wrapping_sub(source.highest);
         if count > 0 {
             source.observe_pace_of(arrival_ns, count);
@@ -515,6 +516,7 @@ impl Source {
         Streak {
             latest: self.highest,
             timestamp: self.top.timestamp,
+            clock_rate: self.clock_rate,
             source: self,
             arrival_ns,
             ticks: 0,

@@ -204,11 +204,10 @@ impl Row<'_> {
         self.entries.is_empty()
     }
 
-    /// For how many packets there are positions before `until`, and slots. Taking positions can free more.
+    /// The position that comes next.
     #[inline(always)]
-    pub(super) fn ready(&self, until: u64) -> u64 {
-        let positions = distance(until, self.producer.claim());
-        u64::try_from(positions).unwrap_or(0).min(*self.free_len as u64)
+    pub(super) fn next(&self) -> u64 {
+        self.producer.claim()
     }
 
     /// Takes a free slot.
@@ -234,9 +233,8 @@ impl Row<'_> {
     #[inline(always)]
     pub(super) fn append(&mut self, view: &RingView<'_>, descriptor: &Descriptor, arrival_ns: u64) {
         let mask = self.entries.len().wrapping_sub(1);
-        let Some(entry) = self.entries.get_mut(self.producer.claim() as usize & mask) else {
-            return;
-        };
+        let position = self.producer.claim_next(view);
+        let Some(entry) = self.entries.get_mut(position as usize & mask) else { return };
         let present = Entry {
             time_ns: arrival_ns,
             slot: descriptor.slot,
@@ -248,7 +246,6 @@ impl Row<'_> {
         if old.slot != NO_SLOT {
             self.give_back(old.slot);
         }
-        let position = self.producer.claim_next(view);
         self.producer.write(view, position, descriptor);
     }
 

@@ -288,18 +288,13 @@ impl<M: Memory> ReceiveCore<M> {
             return nothing;
         }
         let like = &Packet { leg: 0, ..*like };
-        let mut ready = 0_u64;
         // At hand, whatever is written between.
         let (stride, expected) = (self.config.slot_stride, *steady);
         let end = loop {
-            if ready == 0 {
-                ready = row.ready(until);
-            }
-            if len > stride || ready == 0 {
+            if len > stride || distance(until, row.next()) <= 0 {
                 break RunEnd::Before { len };
             }
             let Some(slot) = row.take_slot() else { break RunEnd::Before { len } };
-            ready = ready.wrapping_sub(1);
             let Some(bytes) = packets.copy_to(slot, len) else {
                 row.give_back(slot);
                 break RunEnd::Torn;
