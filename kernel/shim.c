@@ -992,3 +992,17 @@ bool rtp_mgr_udp_accept(struct sock *sk, struct sk_buff *skb, struct rtp_mgr_arr
 	arrival->bytes = skb_is_nonlinear(skb) ? NULL : skb->data + sizeof(struct udphdr);
 	return true;
 }
+
+/*
+ * Frees a packet that was taken. Its buffer goes where the network stack of this processor gets its next ones from, or to
+ * the processor that it is of, as those do that poll functions of devices free. There it may wait for long, and a buffer
+ * with pages is not to keep its sender's (docs/decisions/0013). A field of the packet. Bottom halves are off.
+ */
+void rtp_mgr_udp_free(struct sk_buff *skb)
+{
+	if (unlikely(skb_is_nonlinear(skb) && skb->alloc_cpu != smp_processor_id()))
+		consume_skb(skb);
+	else
+		/* Any number but 0 says that bottom halves are off. */
+		napi_consume_skb(skb, 1);
+}

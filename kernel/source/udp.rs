@@ -71,6 +71,7 @@ mod shim {
             drops: *mut u32,
             buffer: *mut u32,
         );
+        pub(super) fn rtp_mgr_udp_free(skb: *mut bindings::sk_buff);
         pub(super) fn rtp_mgr_udp_accept(
             sk: *mut bindings::sock,
             skb: *mut bindings::sk_buff,
@@ -467,10 +468,6 @@ impl Bytes for Single {
     }
 }
 
-/// A packet's buffer goes where the network stack of this processor gets its next ones from, or to the processor that
-/// it is of: what poll functions of network devices say. Any number but 0 says that bottom halves are off.
-const POLLED: c_int = 1;
-
 /// What encap_rcv answers for a packet of which this became. One that was taken is freed.
 ///
 /// # Safety
@@ -481,7 +478,7 @@ unsafe fn answer(outcome: Outcome, skb: *mut bindings::sk_buff) -> c_int {
     match outcome {
         Outcome::Taken => {
             // SAFETY: The answer is that the packet is taken: it is ours to free. Bottom halves are off.
-            unsafe { bindings::napi_consume_skb(skb, POLLED) };
+            unsafe { shim::rtp_mgr_udp_free(skb) };
             0
         }
         Outcome::Left => 1,
