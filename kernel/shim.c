@@ -277,26 +277,23 @@ static bool rtp_mgr_udp_minds_trains(const struct rtp_mgr_port *port, const stru
 const u8 *rtp_mgr_piece(const struct sk_buff *skb, u32 offset, u32 *len)
 {
 	const struct skb_shared_info *shared = skb_shinfo(skb);
-	u32 start = 0, end = skb_headlen(skb);
-	const skb_frag_t *frag;
+	const skb_frag_t *frag = shared->frags, *last = frag + shared->nr_frags;
+	u32 head = skb_headlen(skb);
 	const u8 *bytes;
-	unsigned int i;
 
-	if (offset < end) {
-		*len = end - offset;
+	if (offset < head) {
+		*len = head - offset;
 		return skb->data + offset;
 	}
 	if (IS_ENABLED(CONFIG_HIGHMEM) || !skb_frags_readable(skb))
 		return NULL;
-	for (i = 0; i < shared->nr_frags; i++) {
-		frag = &shared->frags[i];
-		start = end;
-		end += skb_frag_size(frag);
-		if (offset >= end)
+	offset -= head;
+	for (; frag < last; offset -= skb_frag_size(frag++)) {
+		if (offset >= skb_frag_size(frag))
 			continue;
 		bytes = skb_frag_address(frag);
-		*len = end - offset;
-		return bytes ? bytes + (offset - start) : NULL;
+		*len = skb_frag_size(frag) - offset;
+		return bytes ? bytes + offset : NULL;
 	}
 	return NULL;
 }
