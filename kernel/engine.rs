@@ -147,7 +147,7 @@ pub(crate) struct Engine {
     traced: u64,
     /// When clocks and sockets are to be looked at next.
     look_ns: u64,
-    /// Last look at CLOCK_MONOTONIC for a packet, and the latest time that one was dated.
+    /// Last look at CLOCK_MONOTONIC for a packet, and the latest present there was.
     clock_ns: u64,
     latest_ns: u64,
     clock: ClockPage,
@@ -218,14 +218,14 @@ struct TrainPackets<'a, 'b> {
 impl Packets for TrainPackets<'_, '_> {
     #[inline(always)]
     fn next_len(&mut self) -> Option<u32> {
-        self.train.next_packet()
+        self.train.next_of_run()
     }
 
     #[inline(always)]
     fn copy_to(&mut self, slot: u32, len: u32) -> Option<&[u8]> {
         // SAFETY: Whoever asks has taken the slot from the free ones, and it is nobody's until the verdict.
-        let space = unsafe { self.memory.slot(slot) }.get_mut(..len as usize)?;
-        self.train.copy_next(space).then_some(&*space)
+        let space = unsafe { self.memory.slot_part(slot, len) }?;
+        self.train.copy_run(space).then_some(&*space)
     }
 }
 
@@ -416,7 +416,7 @@ impl Engine {
 
     /// Runs, from now on. Returns when [`service`](Self::service) is due.
     pub(crate) fn start(&mut self, memory: &Memory) -> Option<u64> {
-        let now_ns = monotonic_ns();
+        let now_ns = self.now();
         self.running = true;
         self.stopped = false;
         memory.live(status::STATE).store(abi::STATE_RUNNING);
@@ -482,7 +482,7 @@ impl Engine {
 
     /// Publishes what there is, and nothing more. Comes after [`halt`](Self::halt).
     pub(crate) fn stop(&mut self, memory: &Memory, waits: &[WaitQueue; READERS_MAX]) {
-        let now_ns = monotonic_ns();
+        let now_ns = self.now();
         self.stopped = true;
         self.alarm_ns = None;
         self.core.finish(&memory.ring());
@@ -503,7 +503,7 @@ impl Engine {
         if !self.running {
             return None;
         }
-        let now_ns = monotonic_ns();
+        let now_ns = self.now();
         self.observe_readers(memory, now_ns);
         let source_ns = match &mut self.source {
             Some(source) => {
@@ -542,12 +542,18 @@ impl Engine {
         datagram.packet.time_ns = tai_of(arrival_ns);
     }
 
+    /// The present, CLOCK_MONOTONIC, which does not go back for a stream.
+    pub(crate) fn now(&mut self) -> u64 {
+        self.latest_ns = self.latest_ns.max(monotonic_ns());
+        self.latest_ns
+    }
+
     /// When a packet arrived, by the clock: CLOCK_MONOTONIC now, if it was not stamped, or that tells nothing.
     #[inline(never)]
     fn arrival(&mut self, stamp_ns: u64, stamped_ns: u64) -> u64 {
         let now_ns = monotonic_ns();
         self.clock_ns = now_ns;
-        self.latest_ns = now_ns;
+        self.latest_ns = self.latest_ns.max(now_ns);
         let age_ns = if stamp_ns == 0 { 0 } else { now_ns.wrapping_sub(stamped_ns) };
         if age_ns < AGE_MAX_NS {
             now_ns.saturating_sub(age_ns)
@@ -574,8 +580,7 @@ impl Engine {
         };
         packet.slot = slot;
         // SAFETY: The slot was taken from the free ones, and is nobody's but ours until the verdict.
-        let space = unsafe { memory.slot(slot) };
-        let Some(space) = space.get_mut(..packet.len as usize) else {
+        let Some(space) = (unsafe { memory.slot_part(slot, packet.len) }) else {
             packet.truncated = true;
             return Some(self.sort::<B>(memory, packet, !alone, bytes.head().bytes()));
         };
@@ -659,6 +664,7 @@ impl Engine {
                 RunEnd::Done => break,
                 RunEnd::Before { len } => self.place(memory, Packet { len, ..packet }, train),
                 RunEnd::Copied { slot, len } => {
+                    train.end_run();
                     // SAFETY: The slot was taken from the free ones, and is nobody's but ours until the verdict.
                     let space = unsafe { memory.slot(slot) };
                     let bytes = space.get(..len as usize).unwrap_or_default();
@@ -703,8 +709,7 @@ impl Engine {
         };
         packet.slot = slot;
         // SAFETY: The slot was taken from the free ones, and is nobody's but ours until the verdict.
-        let space = unsafe { memory.slot(slot) };
-        let Some(space) = space.get_mut(..packet.len as usize) else {
+        let Some(space) = (unsafe { memory.slot_part(slot, packet.len) }) else {
             packet.truncated = true;
             return self.sort::<Train<'_>>(memory, packet, false, train.head().bytes());
         };
@@ -771,7 +776,8 @@ impl Engine {
         bump(&mut counters.passed_dtls, u64::from(dtls));
         bump(&mut counters.passed_other, u64::from(other));
         if let Some((ssrc, arrival_ns)) = bye {
-            self.core.bye(&memory.ring(), ssrc, arrival_ns, monotonic_ns());
+            let now_ns = self.now();
+            self.core.bye(&memory.ring(), ssrc, arrival_ns, now_ns);
         }
     }
 
@@ -1133,7 +1139,7 @@ impl Engine {
         demotable: bool,
     ) -> Result<(usize, u64)> {
         let head = self.core.head();
-        let now_ns = monotonic_ns();
+        let now_ns = self.now();
         let readers = self.core.readers_mut();
         let fit = |reader| memory.is_free(reader);
         let reader = readers.add_where(fit, mode, demotable, head, now_ns).ok_or(ENOSPC)?;
@@ -1157,7 +1163,7 @@ impl Engine {
 
     /// Forgets a reader.
     pub(crate) fn remove_reader(&mut self, memory: &Memory, reader: usize) {
-        let now_ns = monotonic_ns();
+        let now_ns = self.now();
         self.observe_readers(memory, now_ns);
         self.readers &= !bit(reader);
         self.core.readers_mut().remove(reader);
@@ -1171,7 +1177,7 @@ impl Engine {
 
     /// The counters now.
     pub(crate) fn counters(&mut self, memory: &Memory) -> StreamCounters {
-        let now_ns = monotonic_ns();
+        let now_ns = self.now();
         self.observe_readers(memory, now_ns);
         self.look_at_sockets();
         self.publish_figures(memory, now_ns);
@@ -1181,7 +1187,7 @@ impl Engine {
 
     /// Sets the counters to zero.
     pub(crate) fn reset_counters(&mut self, memory: &Memory) -> Result {
-        let now_ns = monotonic_ns();
+        let now_ns = self.now();
         self.observe_readers(memory, now_ns);
         if !self.core.reset_counters() {
             return Err(EBUSY);

@@ -418,6 +418,24 @@ impl Memory {
         }
     }
 
+    /// The first `len` bytes of `slot`, as above; `None`: there are not as many.
+    ///
+    /// # Safety
+    ///
+    /// As for [`slot`](Self::slot).
+    #[allow(clippy::mut_from_ref)]
+    #[inline(always)]
+    pub(crate) unsafe fn slot_part(&self, slot: u32, len: u32) -> Option<&mut [u8]> {
+        if slot >= self.header.slot_total || len > self.header.slot_stride {
+            return None;
+        }
+        let start = (slot as usize).wrapping_mul(self.header.slot_stride as usize);
+        // SAFETY: As above; no more bytes than the slot has.
+        Some(unsafe {
+            core::slice::from_raw_parts_mut(self.places.slots.as_ptr().add(start), len as usize)
+        })
+    }
+
     /// Whether a packet of `len` bytes fills a slot, so that the next slot's is right behind it.
     pub(crate) fn is_full(&self, len: u32) -> bool {
         len == self.header.slot_stride

@@ -79,7 +79,8 @@ impl Receive {
         let mut engine = self.engine.lock();
         if engine.is_pending() {
             let memory = &self.shared.memory;
-            let due_ns = engine.conclude(memory, &self.shared.waits, monotonic_ns());
+            let now_ns = engine.now();
+            let due_ns = engine.conclude(memory, &self.shared.waits, now_ns);
             self.arm(&mut engine, due_ns);
         }
         engine
@@ -250,7 +251,8 @@ impl Receive {
             return;
         }
         engine.passed(kind);
-        let due_ns = engine.conclude(&self.shared.memory, &self.shared.waits, monotonic_ns());
+        let now_ns = engine.now();
+        let due_ns = engine.conclude(&self.shared.memory, &self.shared.waits, now_ns);
         self.arm(&mut engine, due_ns);
     }
 
@@ -276,7 +278,8 @@ impl Receive {
             return Err(EBUSY);
         }
         engine.heard(&self.shared.memory, passed, bye);
-        let due_ns = engine.conclude(&self.shared.memory, &self.shared.waits, monotonic_ns());
+        let now_ns = engine.now();
+        let due_ns = engine.conclude(&self.shared.memory, &self.shared.waits, now_ns);
         self.arm(&mut engine, due_ns);
         Ok(())
     }

@@ -142,15 +142,24 @@ int rtp_mgr_udp_send_buffer(struct socket *socket)
 	return READ_ONCE(socket->sk->sk_sndbuf);
 }
 
-/* As above: whether what it last sent through takes buffers in pieces. Without them the stack copies pages once more. */
+/*
+ * As above: whether what it last sent through takes buffers in pieces, which it also has to add up itself: the stack
+ * adds up while it copies. Else it copies pages once more (the `zc` of __ip_append_data()).
+ */
 bool rtp_mgr_udp_takes_pieces(struct socket *socket)
 {
 	const struct dst_entry *dst;
-	bool pieces;
+	bool pieces = false;
 
 	rcu_read_lock();
 	dst = rcu_dereference(socket->sk->sk_dst_cache);
-	pieces = dst && dst_dev_rcu(dst)->features & NETIF_F_SG;
+	if (dst) {
+		netdev_features_t features = dst_dev_rcu(dst)->features;
+		netdev_features_t sums = NETIF_F_HW_CSUM |
+			(dst->ops->family == AF_INET6 ? NETIF_F_IPV6_CSUM : NETIF_F_IP_CSUM);
+
+		pieces = features & NETIF_F_SG && features & sums;
+	}
 	rcu_read_unlock();
 	return pieces;
 }
@@ -258,6 +267,35 @@ static __always_inline bool rtp_mgr_is_running(const struct rtp_mgr_port *port)
 static bool rtp_mgr_udp_minds_trains(const struct rtp_mgr_port *port, const struct sock *sk)
 {
 	return rcu_access_pointer(sk->sk_filter) || port->leaves_others;
+}
+
+/*
+ * The bytes of a packet from `offset` on that are in one piece, whose length is written. NULL: none are, or they are in a
+ * packet that hangs on this one, or in pages that are to be mapped first. skb_seq_read() has all of that, at five times
+ * the cost.
+ */
+const u8 *rtp_mgr_piece(const struct sk_buff *skb, u32 offset, u32 *len)
+{
+	const struct skb_shared_info *shared = skb_shinfo(skb);
+	const skb_frag_t *frag = shared->frags, *last = frag + shared->nr_frags;
+	u32 head = skb_headlen(skb);
+	const u8 *bytes;
+
+	if (offset < head) {
+		*len = head - offset;
+		return skb->data + offset;
+	}
+	if (IS_ENABLED(CONFIG_HIGHMEM) || !skb_frags_readable(skb))
+		return NULL;
+	offset -= head;
+	for (; frag < last; offset -= skb_frag_size(frag++)) {
+		if (offset >= skb_frag_size(frag))
+			continue;
+		bytes = skb_frag_address(frag);
+		*len = skb_frag_size(frag) - offset;
+		return bytes ? bytes + offset : NULL;
+	}
+	return NULL;
 }
 
 /* Packets in what the network handed over. */
@@ -950,4 +988,18 @@ bool rtp_mgr_udp_accept(struct sock *sk, struct sk_buff *skb, struct rtp_mgr_arr
 	arrival->time_ns = ktime_to_ns(skb_tstamp(skb));
 	arrival->bytes = skb_is_nonlinear(skb) ? NULL : skb->data + sizeof(struct udphdr);
 	return true;
+}
+
+/*
+ * Frees a packet that was taken. Its buffer goes where the network stack of this processor gets its next ones from, or to
+ * the processor that it is of, as those do that poll functions of devices free. There it may wait for long, and a buffer
+ * with pages is not to keep its sender's (docs/decisions/0013). A field of the packet. Bottom halves are off.
+ */
+void rtp_mgr_udp_free(struct sk_buff *skb)
+{
+	if (unlikely(skb_is_nonlinear(skb) && skb->alloc_cpu != smp_processor_id()))
+		consume_skb(skb);
+	else
+		/* Any number but 0 says that bottom halves are off. */
+		napi_consume_skb(skb, 1);
 }

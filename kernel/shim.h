@@ -73,6 +73,8 @@ int rtp_mgr_udp_adopt(struct sock *sk, void *port);
 void rtp_mgr_udp_release(struct sock *sk);
 void rtp_mgr_udp_forget(struct sock *sk, void *port);
 void rtp_mgr_udp_figures(struct sock *sk, u32 *drops, u32 *buffer);
+const u8 *rtp_mgr_piece(const struct sk_buff *skb, u32 offset, u32 *len);
+void rtp_mgr_udp_free(struct sk_buff *skb);
 bool rtp_mgr_udp_accept(struct sock *sk, struct sk_buff *skb, struct rtp_mgr_arrival *arrival);
 
 /* In source/udp.rs. */

@@ -20,7 +20,8 @@
 //! packets for any time, and the ring with them, a leg is first tried with copies ([`Pages`]). A second leg
 //! must not be held up by the first one's queue: packets of two legs are copied.
 //!
-//! Of the writer's memory only the words of its control page and descriptors are read, each once; the
+//! Of the writer's memory only the words of its control page and descriptors are read, each once (that of a packet whose
+//! neighbours did not leave, for its timestamp, twice); the
 //! bytes of slots go to the network as they are at that moment, or until it lets go of them, and nothing
 //! here looks at them.
 
@@ -41,7 +42,8 @@ use crate::ring::abi::{self, ioctl, status, LegFigures, StreamCounters, LEGS_MAX
 use crate::ring::batch::{Batch, Part, Place, Run, BATCH_MAX};
 use crate::ring::figures::FigureBlocks;
 use crate::ring::pace::{stall_limit_ns, Pacer, Rate, LATE_NS, RETRY_NS};
-use crate::ring::transmit::{awake, Calls, Progress, TransmitCore};
+use crate::ring::transmit::{awake, Calls, Progress, Rest, TransmitCore};
+use crate::ring::view::RingView;
 use crate::sink::copies::Copies;
 use crate::sink::flight::{Departure, Flights, Outcome, Trip};
 use crate::sink::udp::{Gather, UdpSink, DATAGRAM_MAX, SEGMENTS_MAX};
@@ -290,20 +292,12 @@ impl Transmit {
 impl ThreadOwner for Transmit {
     fn work(&self) {
         let _opener = ActsFor::new(&self.opener);
-        // The writer's head as it was when the thread had woken.
-        let mut woken_for = None;
         while !thread::should_stop() {
             self.bell.hush();
             let mut engine = self.engine.lock();
             let next = engine.run(&self.shared);
-            let head = engine.core.head();
-            let more = *woken_for.get_or_insert(head) != head;
-            if next == Next::Kick {
-                engine.calls.thread_ends(monotonic_ns(), more);
-            }
-            if next != Next::Now {
-                woken_for = None;
-            }
+            let (head, rest) = (engine.core.head(), engine.rest(next));
+            engine.calls.thread_round(monotonic_ns(), head, rest);
             drop(engine);
             match next {
                 Next::Now => thread::pause(),
@@ -479,6 +473,7 @@ impl Engine {
         }
         // A new run: what was missed while it stood still is not made up for.
         self.pacer = pacer(self.rate)?;
+        self.calls = Calls::default();
         for leg in self.legs.iter_mut() {
             leg.blocked_since = None;
         }
@@ -521,6 +516,16 @@ impl Engine {
             self.asleep = true;
         }
         next
+    }
+
+    /// What the thread does next, as far as the writer's calls are concerned.
+    fn rest(&self, next: Next) -> Rest {
+        match next {
+            Next::Now => Rest::None,
+            Next::At(_) if !self.batch.is_empty() => Rest::Space,
+            Next::At(_) => Rest::Time,
+            Next::Kick => Rest::Kick,
+        }
     }
 
     /// Has the thread woken when a slot is free that was not when it went to sleep, unless it wakes soon
@@ -581,7 +586,7 @@ impl Engine {
         }
         self.give_up_stalled(now_ns);
         if self.legs.iter().all(|leg| leg.at.done == self.batch.len()) {
-            self.finish_batch(now_ns);
+            self.finish_batch(memory, now_ns);
             // A device that is idle has let go of the slots already.
             self.land(now_ns);
             self.publish(shared, now_ns);
@@ -726,13 +731,13 @@ impl Engine {
     }
 
     /// Releases the batch: every leg is done with it.
-    fn finish_batch(&mut self, now_ns: u64) {
+    fn finish_batch(&mut self, memory: &Memory, now_ns: u64) {
         let (core, batch) = (&mut self.core, &mut self.batch);
         for (begin, run) in batch.runs() {
             if batch.is_whole(begin, run.count as usize) {
                 core.sent_run(run, now_ns);
             } else {
-                finish_one_by_one(core, batch, begin, run, now_ns);
+                finish_one_by_one(core, batch, begin, run, now_ns, &memory.ring());
             }
         }
         batch.clear();
@@ -774,7 +779,7 @@ impl Engine {
             leg.sink.wait_no_more();
             leg.give_up(&mut self.batch, usize::MAX, bindings::ECANCELED);
         }
-        self.finish_batch(monotonic_ns());
+        self.finish_batch(memory, monotonic_ns());
         self.core.observe_head(memory.control(WRITER).position.load_acquire());
         let ring = memory.ring();
         while let Some(job) = self.core.peek(&ring) {
@@ -798,12 +803,13 @@ fn finish_one_by_one(
     begin: usize,
     run: &Run,
     now_ns: u64,
+    ring: &RingView<'_>,
 ) {
     for step in 0..run.count {
         let (taken, errno) = batch.outcome(begin.saturating_add(step as usize));
         let position = run.first.position.wrapping_add(step.into());
         if taken {
-            core.sent_of_run(run, step, now_ns);
+            core.sent_of_run(run, step, now_ns, ring);
         } else {
             core.failed(position, errno);
         }

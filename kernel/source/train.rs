@@ -18,21 +18,34 @@ use crate::engine::{Bytes, Head, HEAD};
 use crate::primitives::copy_bytes;
 use crate::ring::header::{self, FIXED_LEN};
 
+mod shim {
+    use kernel::bindings;
+
+    extern "C" {
+        pub(super) fn rtp_mgr_piece(
+            skb: *const bindings::sk_buff,
+            offset: u32,
+            len: *mut u32,
+        ) -> *const u8;
+    }
+}
+
 /// Reads a train from front to back.
 pub(crate) struct Train<'a> {
     skb: NonNull<bindings::sk_buff>,
-    state: bindings::skb_seq_state,
+    /// Of the kernel's own reading, once there was a piece that only that can find.
+    state: Option<bindings::skb_seq_state>,
     /// Bytes before the first packet.
     offset: u32,
     /// Bytes of all packets.
     len: u32,
     /// Bytes of each packet but the last, which may be shorter.
     size: u32,
-    /// Bytes that were read or passed over.
-    at: u32,
-    /// Where the packet begins that comes next.
-    next: u32,
-    /// What of the buffer is at hand: bytes from `at` on.
+    /// Bytes of the packets after the present one.
+    rest: u32,
+    /// Bytes of the present packet that were neither read nor passed over.
+    unread: u32,
+    /// What of the buffer is at hand: from the first of these bytes on.
     block: *const u8,
     left: u32,
     _buffer: PhantomData<&'a mut bindings::sk_buff>,
@@ -50,24 +63,14 @@ impl Train<'_> {
         len: u32,
         size: u32,
     ) -> Self {
-        let mut state = bindings::skb_seq_state::default();
-        // SAFETY: The buffer lives, as this function requires; the state is written.
-        unsafe {
-            bindings::skb_prepare_seq_read(
-                skb.as_ptr(),
-                offset,
-                offset.wrapping_add(len),
-                &mut state,
-            );
-        }
         Self {
             skb,
-            state,
+            state: None,
             offset,
             len,
             size: size.max(1),
-            at: 0,
-            next: 0,
+            rest: len,
+            unread: 0,
             block: core::ptr::null(),
             left: 0,
             _buffer: PhantomData,
@@ -78,21 +81,30 @@ impl Train<'_> {
     /// no other.
     #[inline]
     pub(crate) fn next_packet(&mut self) -> Option<u32> {
-        let left = self.len.checked_sub(self.next).filter(|left| *left > 0)?;
-        while self.at < self.next {
-            if !self.has_block() {
-                return None;
-            }
-            self.advance(self.left.min(self.next.wrapping_sub(self.at)));
+        if self.rest == 0 || (self.unread > 0 && !self.pass_by()) {
+            return None;
         }
-        let len = left.min(self.size);
-        self.next = self.next.wrapping_add(len);
-        Some(len)
+        self.next_of_rest()
     }
 
-    /// Copies what comes next. Returns whether there was as much.
     #[inline(always)]
-    pub(crate) fn copy_next(&mut self, to: &mut [u8]) -> bool {
+    fn next_of_rest(&mut self) -> Option<u32> {
+        let len = self.rest.min(self.size);
+        self.rest = self.rest.wrapping_sub(len);
+        self.unread = len;
+        (len > 0).then_some(len)
+    }
+
+    /// [`next_packet`](Self::next_packet) after [`copy_run`](Self::copy_run).
+    #[inline(always)]
+    pub(crate) fn next_of_run(&mut self) -> Option<u32> {
+        self.next_of_rest()
+    }
+
+    /// [`copy_next`](Self::copy_next), where `to` is as long as the packet, and [`next_of_run`](Self::next_of_run) or
+    /// [`end_run`](Self::end_run) follows.
+    #[inline(always)]
+    pub(crate) fn copy_run(&mut self, to: &mut [u8]) -> bool {
         let len = to.len();
         // What is empty is no piece either.
         if len.wrapping_sub(1) >= self.left as usize {
@@ -100,8 +112,36 @@ impl Train<'_> {
         }
         // SAFETY: As in `copy_pieces`.
         unsafe { copy_bytes(self.block, to.as_mut_ptr(), len) };
-        self.advance(len as u32);
+        self.go_on(len as u32);
         true
+    }
+
+    /// The present packet is copied.
+    pub(crate) fn end_run(&mut self) {
+        self.unread = 0;
+    }
+
+    /// Passes over what is left of the present packet. Returns whether there was as much.
+    #[inline(never)]
+    fn pass_by(&mut self) -> bool {
+        while self.unread > 0 {
+            if !self.has_block() {
+                return false;
+            }
+            self.advance(self.left.min(self.unread));
+        }
+        true
+    }
+
+    /// Bytes that were read or passed over.
+    fn at(&self) -> u32 {
+        self.len.wrapping_sub(self.rest).wrapping_sub(self.unread)
+    }
+
+    /// Copies what comes next, all of the present packet. Returns whether there was as much.
+    #[inline]
+    pub(crate) fn copy_next(&mut self, to: &mut [u8]) -> bool {
+        self.copy_pieces(to)
     }
 
     /// Copies what may not be in one piece.
@@ -137,25 +177,23 @@ impl Train<'_> {
                 return false;
             }
         }
-        self.next == self.len
+        self.rest == 0
     }
 
     /// Whether the packets after this one are RTP of which the present block has all bytes. Goes past them if so.
     fn is_rtp_at_hand(&mut self) -> bool {
-        let rest = self.next.wrapping_sub(self.at);
-        if rest > self.left || (self.size as usize) < FIXED_LEN {
+        if self.unread > self.left || (self.size as usize) < FIXED_LEN {
             return true;
         }
-        self.advance(rest);
+        self.advance(self.unread);
         let (size, mut block, mut left) = (self.size, self.block, self.left);
         // What tells RTP is the same in all packets of most trains: begun with what RTP may have.
         let mut rtp_bits = header::start_bits([0x80, 0]);
         while left >= size {
             // SAFETY: `left` bytes are at hand, more than two; they are read once.
-            let first = unsafe { block.cast::<[u8; 2]>().read_volatile() };
-            let bits = header::start_bits(first);
+            let bits = header::start_bits(unsafe { block.cast::<[u8; 2]>().read_volatile() });
             if bits != rtp_bits {
-                if !header::is_rtp_start(first) {
+                if !header::is_rtp_start(bits.to_le_bytes()) {
                     return false;
                 }
                 rtp_bits = bits;
@@ -164,8 +202,8 @@ impl Train<'_> {
             block = unsafe { block.add(size as usize) };
             left = left.wrapping_sub(size);
         }
-        self.advance(self.left.wrapping_sub(left));
-        self.next = self.at;
+        self.rest = self.rest.wrapping_sub(self.left.wrapping_sub(left));
+        (self.block, self.left) = (block, left);
         true
     }
 
@@ -180,14 +218,40 @@ impl Train<'_> {
 
     #[inline(never)]
     fn next_block(&mut self) {
-        // SAFETY: The state was prepared, and the buffer lives. What was read before is no more used.
-        let left = unsafe { bindings::skb_seq_read(self.at, &mut self.block, &mut self.state) };
-        self.left = left.min(self.len.wrapping_sub(self.at));
+        let at = self.at();
+        let mut left = 0;
+        let offset = self.offset.wrapping_add(at);
+        // SAFETY: The buffer lives, and is ours; `left` is written if there is a piece.
+        self.block = unsafe { shim::rtp_mgr_piece(self.skb.as_ptr(), offset, &mut left) };
+        if self.block.is_null() {
+            left = self.seek(at);
+        }
+        self.left = left.min(self.len.wrapping_sub(at));
     }
 
-    /// `len`, at most `left`, bytes are done with.
+    /// Finds the bytes from `at` on in buffers that hang on this one, or that are to be mapped. Returns how many there are.
+    #[inline(never)]
+    fn seek(&mut self, at: u32) -> u32 {
+        let (skb, from) = (self.skb.as_ptr(), self.offset);
+        let to = from.wrapping_add(self.len);
+        let state = self.state.get_or_insert_with(|| {
+            let mut state = bindings::skb_seq_state::default();
+            // SAFETY: The buffer lives; the state is written.
+            unsafe { bindings::skb_prepare_seq_read(skb, from, to, &mut state) };
+            state
+        });
+        // SAFETY: The state was prepared, and the buffer lives. What was read before is no more used.
+        unsafe { bindings::skb_seq_read(at, &mut self.block, state) }
+    }
+
+    /// `len` bytes of the present packet, at most `left`, are done with.
     fn advance(&mut self, len: u32) {
-        self.at = self.at.wrapping_add(len);
+        self.unread = self.unread.wrapping_sub(len);
+        self.go_on(len);
+    }
+
+    /// `len` bytes at hand, at most `left`, are done with.
+    fn go_on(&mut self, len: u32) {
         self.left = self.left.wrapping_sub(len);
         // SAFETY: `len` bytes are at hand.
         self.block = unsafe { self.block.add(len as usize) };
@@ -198,8 +262,8 @@ impl Bytes for Train<'_> {
     /// The first bytes of the packet, of which nothing was copied yet.
     fn head(&mut self) -> Head {
         let mut bytes = [0; HEAD];
-        let len = self.next.wrapping_sub(self.at).min(HEAD as u32);
-        let offset = self.offset.wrapping_add(self.at) as c_int;
+        let len = self.unread.min(HEAD as u32);
+        let offset = self.offset.wrapping_add(self.at()) as c_int;
         let to = bytes.as_mut_ptr().cast();
         // SAFETY: The buffer lives; `bytes` has room for `len` bytes, which is at most its length.
         let result =
@@ -223,7 +287,9 @@ impl Bytes for Train<'_> {
 
 impl Drop for Train<'_> {
     fn drop(&mut self) {
-        // SAFETY: The state was prepared; nothing that was read is used any more.
-        unsafe { bindings::skb_abort_seq_read(&mut self.state) };
+        if let Some(state) = &mut self.state {
+            // SAFETY: The state was prepared; nothing that was read is used any more.
+            unsafe { bindings::skb_abort_seq_read(state) };
+        }
     }
 }

@@ -71,6 +71,7 @@ mod shim {
             drops: *mut u32,
             buffer: *mut u32,
         );
+        pub(super) fn rtp_mgr_udp_free(skb: *mut bindings::sk_buff);
         pub(super) fn rtp_mgr_udp_accept(
             sk: *mut bindings::sock,
             skb: *mut bindings::sk_buff,
@@ -393,12 +394,13 @@ unsafe extern "C" fn rtp_mgr_udp_train(
     // SAFETY: Socket and packet are those of this call.
     let Some(arrival) = (unsafe { accept(sk, skb, &mut arrival) }) else { return 0 };
     let like = port.datagram(arrival);
-    // SAFETY: The packet is ours until this returns.
-    let mut train = unsafe { Train::new(packet, UDP_HEADER, like.packet.len, size) };
-    // SAFETY: The UDP code calls encap_rcv in softirq; the shim's hook hands nothing over elsewhere.
-    let outcome = unsafe { receive.train(&mut train, like) };
-    drop(train);
-    // SAFETY: The packet is that of this call.
+    let outcome = {
+        // SAFETY: The packet is ours until this returns.
+        let mut train = unsafe { Train::new(packet, UDP_HEADER, like.packet.len, size) };
+        // SAFETY: The UDP code calls encap_rcv in softirq; the shim's hook hands nothing over elsewhere.
+        unsafe { receive.train(&mut train, like) }
+    };
+    // SAFETY: As above; the packet is that of this call.
     unsafe { answer(outcome, skb) }
 }
 
@@ -470,12 +472,13 @@ impl Bytes for Single {
 ///
 /// # Safety
 ///
-/// `skb` is the packet that the shim handed over, and is not used any more if it was taken.
+/// In softirq, or with bottom halves off. `skb` is the packet that the shim handed over, and is not used any more if it
+/// was taken.
 unsafe fn answer(outcome: Outcome, skb: *mut bindings::sk_buff) -> c_int {
     match outcome {
         Outcome::Taken => {
-            // SAFETY: The answer is that the packet is taken: it is ours to free.
-            unsafe { bindings::consume_skb(skb) };
+            // SAFETY: The answer is that the packet is taken: it is ours to free. Bottom halves are off.
+            unsafe { shim::rtp_mgr_udp_free(skb) };
             0
         }
         Outcome::Left => 1,
@@ -523,7 +526,7 @@ impl Port {
         let mut single = Single { skb, len: arrival.len, bytes: arrival.bytes };
         // SAFETY: As this function's own requirement.
         let outcome = unsafe { self.receive().datagram(datagram, &mut single) };
-        // SAFETY: The packet is ours if it was taken.
+        // SAFETY: As above; the packet is ours if it was taken.
         unsafe { answer(outcome, skb.as_ptr()) }
     }
 }

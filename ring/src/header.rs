@@ -72,7 +72,7 @@ pub const fn is_rtp_start([first, second]: [u8; 2]) -> bool {
     first >> 6 == VERSION && second >> 5 != RTCP_TYPES
 }
 
-/// Of the first two bytes what [`is_rtp_start`] looks at: the same of two packets, the same answer.
+/// Of the first two bytes what [`is_rtp_start`] looks at, in their order: the same of two packets, the same answer.
 #[inline]
 pub const fn start_bits(first: [u8; 2]) -> u16 {
     u16::from_le_bytes(first) & u16::from_le_bytes([0xc0, 0xe0])

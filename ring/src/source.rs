@@ -219,6 +219,15 @@ pub struct Source {
     jitter: Jitter,
 }
 
+/// Adds `amount`, at most to what there is room for.
+#[inline(always)]
+fn sum(before: i64, amount: i64) -> i64 {
+    match before.checked_add(amount) {
+        Some(sum) => sum,
+        None => saturated(amount),
+    }
+}
+
 /// What a sum is that adding `amount` to was too much for. It takes a lifetime to come to that.
 #[cold]
 fn saturated(amount: i64) -> i64 {
@@ -229,34 +238,45 @@ fn saturated(amount: i64) -> i64 {
     }
 }
 
-/// The next packets of a source, which are not all accounted for before [`end`](Self::end).
+/// The next packets of a source, which arrived together and are not accounted for before [`end`](Self::end).
 #[derive(Debug)]
 pub(super) struct Streak<'a> {
     source: &'a mut Source,
     arrival_ns: u64,
-    /// Extended sequence number.
+    /// Extended sequence number of the latest, and its timestamp.
     latest: u64,
+    timestamp: u32,
+    /// Timestamp units from the packet before the first to the latest.
+    ticks: i64,
     bytes: u64,
+    /// Hz; 0: not known.
+    clock_rate: u32,
 }
 
 impl Streak<'_> {
-    /// [`observe_next`](Source::observe_next) of one more.
+    /// The sequence number of the next one.
+    #[inline(always)]
+    pub(super) fn next_sequence(&self) -> u16 {
+        (self.latest as u16).wrapping_add(1)
+    }
+
+    /// [`observe_next`](Source::observe_next) of one more. There are never as many as would be too much for a sum.
     #[inline(always)]
     pub(super) fn observe_next(&mut self, timestamp: u32, payload_len: u32, marker: bool) -> u64 {
-        let source = &mut *self.source;
-        let seen = Seen {
-            // Of no account here.
-            sequence: 0,
-            timestamp,
-            arrival_ns: self.arrival_ns,
-            payload_len,
-            payload_type: 0,
-            marker,
-        };
-        source.observe_pace_again(self.arrival_ns);
-        source.observe_top(&seen);
-        if source.clock_rate != 0 {
-            source.jitter.observe_sound(&seen, source.clock_rate);
+        let ticks = timestamp.wrapping_sub(self.timestamp) as i32;
+        self.ticks = self.ticks.wrapping_add(ticks.into());
+        self.timestamp = timestamp;
+        if self.clock_rate != 0 {
+            let seen = Seen {
+                // Of no account here.
+                sequence: 0,
+                timestamp,
+                arrival_ns: self.arrival_ns,
+                payload_len,
+                payload_type: 0,
+                marker,
+            };
+            self.source.jitter.observe_sound(&seen, self.clock_rate);
         }
         self.bytes = self.bytes.wrapping_add(payload_len.into());
         self.latest = self.latest.wrapping_add(1);
@@ -266,9 +286,12 @@ impl Streak<'_> {
     /// Accounts for them. Returns how many they were, their payload in bytes, and the last one's number.
     #[inline]
     pub(super) fn end(self) -> (u64, u64, u64) {
-        let Self { source, bytes, latest, .. } = self;
+        let Self { source, arrival_ns, latest, timestamp, ticks, bytes, .. } = self;
         let count = latest.wrapping_sub(source.highest);
         if count > 0 {
+            source.observe_pace_of(arrival_ns, count);
+            source.run_ticks = sum(source.run_ticks, ticks);
+            source.top = Instant { arrival_ns, timestamp };
             source.mark_all(source.highest.wrapping_add(1), count);
             source.highest = latest;
             source.received = source.received.wrapping_add(count);
@@ -490,7 +513,15 @@ impl Source {
     /// Shows the source its next packets, which arrived together.
     #[inline(always)]
     pub(super) fn streak(&mut self, arrival_ns: u64) -> Streak<'_> {
-        Streak { latest: self.highest, source: self, arrival_ns, bytes: 0 }
+        Streak {
+            latest: self.highest,
+            timestamp: self.top.timestamp,
+            clock_rate: self.clock_rate,
+            source: self,
+            arrival_ns,
+            ticks: 0,
+            bytes: 0,
+        }
     }
 
     /// The figures, with `clock_rate` in its place and everything that identifies the source zero.
@@ -638,21 +669,25 @@ impl Source {
     #[inline]
     fn observe_top(&mut self, seen: &Seen) {
         let ticks = i64::from(seen.timestamp.wrapping_sub(self.top.timestamp) as i32);
-        self.run_ticks = match self.run_ticks.checked_add(ticks) {
-            Some(run_ticks) => run_ticks,
-            None => saturated(ticks),
-        };
+        self.run_ticks = sum(self.run_ticks, ticks);
         self.top = Instant { arrival_ns: seen.arrival_ns, timestamp: seen.timestamp };
     }
 
-    /// [`observe_pace`](Self::observe_pace) of a packet that probably came with the highest.
-    #[inline(always)]
-    fn observe_pace_again(&mut self, arrival_ns: u64) {
-        if self.top.arrival_ns == arrival_ns && self.pace_count == PACE_GAPS {
-            self.pace_ns = self.pace_ns.wrapping_sub(self.pace_ns / PACE_GAPS);
-        } else {
-            self.observe_pace(arrival_ns);
+    /// [`observe_pace`](Self::observe_pace) of `count` packets that came together, which are the highest then.
+    #[inline]
+    fn observe_pace_of(&mut self, arrival_ns: u64, count: u64) {
+        self.observe_pace(arrival_ns);
+        self.top.arrival_ns = arrival_ns;
+        let mut pace_ns = self.pace_ns;
+        for done in 1..count {
+            if self.pace_count < PACE_GAPS {
+                self.pace_ns = pace_ns;
+                (done..count).for_each(|_| self.observe_pace(arrival_ns));
+                return;
+            }
+            pace_ns = pace_ns.wrapping_sub(pace_ns / PACE_GAPS);
         }
+        self.pace_ns = pace_ns;
     }
 
     /// Averages the time from one number to the next: plainly at first, then sliding.

@@ -105,17 +105,23 @@ impl<S: DerefMut<Target = [u32]>> FreeSlots<S> {
 
     /// Gives back those that entries have.
     fn take_back(&mut self, entries: &mut [Entry]) {
-        let mut len = self.len;
-        for entry in entries {
+        let room = self.stack.get_mut(self.len..).unwrap_or_default();
+        // Nearly all have one.
+        let mut done = 0_usize;
+        for (entry, place) in entries.iter_mut().zip(room) {
+            if entry.slot == NO_SLOT {
+                break;
+            }
+            *place = core::mem::replace(&mut entry.slot, NO_SLOT);
+            done = done.wrapping_add(1);
+        }
+        self.len = self.len.wrapping_add(done);
+        for entry in entries.get_mut(done..).unwrap_or_default() {
             let slot = core::mem::replace(&mut entry.slot, NO_SLOT);
             if slot != NO_SLOT {
-                if let Some(place) = self.stack.get_mut(len) {
-                    *place = slot;
-                    len = len.wrapping_add(1);
-                }
+                self.push(slot);
             }
         }
-        self.len = len;
     }
 
     /// Gives one back.
@@ -192,6 +198,12 @@ pub(super) struct Row<'a> {
 }
 
 impl Row<'_> {
+    /// Whether there are no positions at all: asked once, it need not be for each.
+    #[inline(always)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// The position that comes next.
     #[inline(always)]
     pub(super) fn next(&self) -> u64 {
@@ -201,7 +213,8 @@ impl Row<'_> {
     /// Takes a free slot.
     #[inline(always)]
     pub(super) fn take_slot(&mut self) -> Option<u32> {
-        let top = self.free_len.checked_sub(1)?;
+        // Where none is free there is no such place.
+        let top = self.free_len.wrapping_sub(1);
         let slot = self.free.get(top).copied()?;
         *self.free_len = top;
         Some(slot)
@@ -220,9 +233,8 @@ impl Row<'_> {
     #[inline(always)]
     pub(super) fn append(&mut self, view: &RingView<'_>, descriptor: &Descriptor, arrival_ns: u64) {
         let mask = self.entries.len().wrapping_sub(1);
-        let Some(entry) = self.entries.get_mut(self.producer.claim() as usize & mask) else {
-            return;
-        };
+        let position = self.producer.claim_next(view);
+        let Some(entry) = self.entries.get_mut(position as usize & mask) else { return };
         let present = Entry {
             time_ns: arrival_ns,
             slot: descriptor.slot,
@@ -234,7 +246,6 @@ impl Row<'_> {
         if old.slot != NO_SLOT {
             self.give_back(old.slot);
         }
-        let position = self.producer.claim_next(view);
         self.producer.write(view, position, descriptor);
     }
 

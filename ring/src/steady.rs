@@ -144,7 +144,6 @@ pub(super) struct Steady {
     sequence: u16,
     ssrc: u32,
     flow: Flow,
-    leg: u8,
     /// Its source's place in the table.
     source: u16,
     /// The stream's sequence number less the source's; in arrival order 0.
@@ -152,18 +151,24 @@ pub(super) struct Steady {
 }
 
 impl Steady {
-    /// Whether a packet came the same way.
+    /// Whether a packet came the same way: on leg 0, as all that go the short way.
     #[inline(always)]
     fn is_for(&self, packet: &Packet<'_>) -> bool {
-        packet.leg == self.leg && *packet.flow == self.flow
+        packet.leg == 0 && *packet.flow == self.flow
+    }
+
+    /// Whether such a packet is the one with this sequence number.
+    #[inline(always)]
+    fn is_number(&self, fixed: &Fixed, sequence: u16) -> bool {
+        fixed.kind() & VERSION_AND_TYPE == self.kind
+            && fixed.front as u16 == sequence
+            && fixed.ssrc == self.ssrc
     }
 
     /// Whether such a packet is the next one.
     #[inline(always)]
     fn is_next(&self, fixed: &Fixed) -> bool {
-        fixed.kind() & VERSION_AND_TYPE == self.kind
-            && fixed.front as u16 == self.sequence
-            && fixed.ssrc == self.ssrc
+        self.is_number(fixed, self.sequence)
     }
 
     /// What such a packet is.
@@ -231,7 +236,6 @@ impl<M: Memory> ReceiveCore<M> {
             sequence: next,
             ssrc: entry.key.ssrc,
             flow: entry.key.flow,
-            leg: entry.key.leg,
             source,
             delta,
         })
@@ -280,8 +284,12 @@ impl<M: Memory> ReceiveCore<M> {
         };
         let mut streak = entry.source.streak(like.arrival_ns);
         let mut row = self.staging.row();
+        if view.descriptors.is_empty() || row.is_empty() {
+            return nothing;
+        }
+        let like = &Packet { leg: 0, ..*like };
         // At hand, whatever is written between.
-        let (stride, mut expected) = (self.config.slot_stride, *steady);
+        let (stride, expected) = (self.config.slot_stride, *steady);
         let end = loop {
             if len > stride || distance(until, row.next()) <= 0 {
                 break RunEnd::Before { len };
@@ -291,13 +299,13 @@ impl<M: Memory> ReceiveCore<M> {
                 row.give_back(slot);
                 break RunEnd::Torn;
             };
-            let Some(fixed) = Fixed::of(bytes).filter(|fixed| expected.is_next(fixed)) else {
+            let sequence = streak.next_sequence();
+            let Some(fixed) = Fixed::of(bytes).filter(|it| expected.is_number(it, sequence)) else {
                 break RunEnd::Copied { slot, len };
             };
             let Some((payload_offset, payload_len)) = payload(&fixed, bytes) else {
                 break RunEnd::Copied { slot, len };
             };
-            expected.sequence = expected.sequence.wrapping_add(1);
             let next = expected.describe(&fixed, payload_offset, payload_len);
             let own = streak.observe_next(next.timestamp, next.payload_len, next.marker);
             let packet = Packet { slot, len, ..*like };
@@ -310,7 +318,7 @@ impl<M: Memory> ReceiveCore<M> {
         };
         let (count, bytes, own) = streak.end();
         if count > 0 {
-            steady.sequence = expected.sequence;
+            steady.sequence = (own as u16).wrapping_add(1);
             row.end(like.time_ns);
             let sequence = own.wrapping_add(steady.delta);
             self.follow_plainly(like, sequence);
@@ -368,6 +376,7 @@ impl<M: Memory> ReceiveCore<M> {
         if !self.is_published() || !self.is_steady_for(packet) {
             return false;
         }
+        let packet = &Packet { leg: 0, ..*packet };
         let Some(next) = self.next_like(packet, bytes) else { return false };
         let Some(entry) = self.table.get_mut(next.source) else { return false };
         let own = observe_next(entry, packet, &next);

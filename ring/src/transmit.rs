@@ -65,24 +65,20 @@ struct Sender {
 }
 
 impl Sender {
-    /// `packets` like `job`, of which the last has the timestamp `latest`. `None`: that is not known, and the report
-    /// goes on with an earlier one and when that left.
+    /// `packets` like `job`, of which the last has this timestamp.
     #[inline]
-    fn count(&mut self, job: &Job, packets: u32, latest: Option<u32>, now_ns: u64) {
+    fn count(&mut self, job: &Job, packets: u32, rtp_timestamp: u32, now_ns: u64) {
         if job.ssrc.is_none() {
             return;
         }
         if job.ssrc != self.ssrc {
-            let (ssrc, rtp_timestamp) = (job.ssrc, job.rtp_timestamp);
-            *self = Self { ssrc, rtp_timestamp, last_ns: now_ns, ..Self::default() };
+            *self = Self { ssrc: job.ssrc, ..Self::default() };
         }
         let octets = u64::from(job.payload_len).wrapping_mul(packets.into());
         self.packets = self.packets.wrapping_add(packets.into());
         self.octets = self.octets.wrapping_add(octets);
         self.payload_type = job.payload_type;
-        if let Some(rtp_timestamp) = latest {
-            (self.rtp_timestamp, self.last_ns) = (rtp_timestamp, now_ns);
-        }
+        (self.rtp_timestamp, self.last_ns) = (rtp_timestamp, now_ns);
     }
 }
 
@@ -256,7 +252,7 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
     #[inline]
     pub fn sent_run(&mut self, run: &Run, now_ns: u64) {
         let Run { first, count, rtp_timestamp } = run;
-        self.sender.count(first, *count, Some(*rtp_timestamp), now_ns);
+        self.sender.count(first, *count, *rtp_timestamp, now_ns);
         let (position, count) = (first.position, u64::from(*count));
         let handed_out = self.next.wrapping_sub(self.tail);
         // Nearly always: in order, and nobody reads a slot.
@@ -281,22 +277,19 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
         }
     }
 
-    /// The packet of `run` that is `step` behind its first has left at `now_ns` of CLOCK_MONOTONIC.
-    pub fn sent_of_run(&mut self, run: &Run, step: u32, now_ns: u64) {
-        let Run { first, count, rtp_timestamp } = run;
-        let latest = match step {
-            0 => Some(first.rtp_timestamp),
-            step if step.wrapping_add(1) == *count => Some(*rtp_timestamp),
-            _ => None,
-        };
-        self.sender.count(first, 1, latest, now_ns);
-        self.sent(first.position.wrapping_add(step.into()), first.len);
+    /// The packet of `run` that is `step` behind its first has left at `now_ns` of CLOCK_MONOTONIC. Its timestamp is what
+    /// its descriptor says by now, which is still the engine's.
+    pub fn sent_of_run(&mut self, run: &Run, step: u32, now_ns: u64, view: &RingView<'_>) {
+        let first = &run.first;
+        let position = first.position.wrapping_add(step.into());
+        self.sender.count(first, 1, view.load(position).rtp_timestamp, now_ns);
+        self.sent(position, first.len);
     }
 
     /// Counts a packet that has left at `now_ns` of CLOCK_MONOTONIC for the sender reports.
     #[inline]
     pub fn count_sender(&mut self, job: &Job, now_ns: u64) {
-        self.sender.count(job, 1, Some(job.rtp_timestamp), now_ns);
+        self.sender.count(job, 1, job.rtp_timestamp, now_ns);
     }
 
     /// The sender of the latest packets, as the first entry of the stream's source table: SSRC, packets,
@@ -473,6 +466,21 @@ pub struct Calls {
     took_ns: u64,
     /// When the engine fell asleep.
     ended_ns: u64,
+    /// The writer's head as it was when the thread had woken; `None`: it rests.
+    woken_for: Option<u64>,
+}
+
+/// What the thread does after a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// It goes on.
+    None,
+    /// It waits for space in a socket.
+    Space,
+    /// It waits until packets are due.
+    Time,
+    /// It sleeps until the writer kicks.
+    Kick,
 }
 
 impl Calls {
@@ -493,8 +501,20 @@ impl Calls {
         self.ended_ns = now_ns;
     }
 
+    /// The thread is through with a round, in which this was the writer's head.
+    pub fn thread_round(&mut self, now_ns: u64, head: u64, rest: Rest) {
+        let more = *self.woken_for.get_or_insert(head) != head;
+        match rest {
+            // What comes while a socket is full is more than it was woken for, too.
+            Rest::None | Rest::Space => return,
+            Rest::Time => {}
+            Rest::Kick => self.thread_ends(now_ns, more),
+        }
+        self.woken_for = None;
+    }
+
     /// The thread falls asleep. `more`: it found more than it was woken for.
-    pub fn thread_ends(&mut self, now_ns: u64, more: bool) {
+    fn thread_ends(&mut self, now_ns: u64, more: bool) {
         self.ended_ns = now_ns;
         if !more {
             self.in_a_row = 0;
@@ -562,6 +582,23 @@ mod tests {
         assert!(call(&mut calls, 0), "the thread kept up");
     }
 
+    #[test]
+    fn the_thread_keeps_up_if_it_found_no_more_than_it_was_woken_for() {
+        let keeps_up = |rounds: &[(u64, Rest)]| {
+            let mut calls = Calls { in_a_row: Calls::ROW, took_ns: 100, ..Calls::default() };
+            rounds.iter().for_each(|&(head, rest)| calls.thread_round(50, head, rest));
+            assert_eq!(calls.woken_for, None);
+            calls.begin(50)
+        };
+        assert!(keeps_up(&[(7, Rest::None), (7, Rest::None), (7, Rest::Kick)]));
+        assert!(!keeps_up(&[(7, Rest::None), (8, Rest::Kick)]));
+        assert!(keeps_up(&[(7, Rest::Space), (7, Rest::Kick)]));
+        assert!(!keeps_up(&[(7, Rest::Space), (8, Rest::Kick)]), "while the socket was full");
+        assert!(!keeps_up(&[(7, Rest::Space), (8, Rest::Space), (8, Rest::Kick)]));
+        assert!(keeps_up(&[(7, Rest::Time), (8, Rest::Kick)]), "before it was due");
+        assert!(keeps_up(&[(7, Rest::None), (8, Rest::Kick), (9, Rest::Kick)]), "woken again");
+    }
+
     struct Ring {
         claim: Word,
         head: Word,
@@ -579,7 +616,11 @@ mod tests {
         }
 
         fn write(&self, position: u64, slot: u32, len: u32) {
-            let descriptor = Descriptor { slot, len, ..Descriptor::default() };
+            self.write_stamped(position, slot, len, 0);
+        }
+
+        fn write_stamped(&self, position: u64, slot: u32, len: u32, rtp_timestamp: u32) {
+            let descriptor = Descriptor { slot, len, rtp_timestamp, ..Descriptor::default() };
             self.view().store(position, &descriptor);
         }
     }
@@ -764,10 +805,10 @@ mod tests {
             ..Job::default()
         };
         let run = Run { first: Job { rtp_timestamp: 10, ..job }, count: 4, rtp_timestamp: 13 };
+        let ring = Ring::new(16);
         let ready = || {
-            let ring = Ring::new(16);
             let mut core = core(16, 5);
-            (5..9).for_each(|position| ring.write(position, position as u32, 100));
+            (5..9).for_each(|at| ring.write_stamped(at, at as u32, 100, at as u32 + 5));
             core.observe_head(9);
             while let Some(job) = core.peek(&ring.view()) {
                 core.take(&job);
@@ -776,7 +817,7 @@ mod tests {
         };
         let (mut whole, mut each, mut held) = (ready(), ready(), ready());
         whole.sent_run(&run, 50);
-        (0..4).for_each(|step| each.sent_of_run(&run, step, 50));
+        (0..4).for_each(|step| each.sent_of_run(&run, step, 50, &ring.view()));
         assert!(held.hold(6, 1));
         held.sent_run(&run, 50);
         assert_eq!((whole.tail(), each.tail(), held.tail()), (9, 9, 6));
@@ -794,19 +835,24 @@ mod tests {
     }
 
     #[test]
-    fn a_report_goes_on_with_a_packet_whose_time_is_known() {
+    fn a_report_tells_of_the_latest_packet_of_a_run_that_left() {
         let ring = Ring::new(16);
         let mut core = core(16, 0);
-        (0..4).for_each(|position| ring.write(position, position as u32, 100));
+        let stamp = |at: u64| 10 + at as u32;
+        (0..4).for_each(|at| ring.write_stamped(at, at as u32, 100, stamp(at)));
         core.observe_head(4);
-        let latest = |core: &mut TransmitCore<_>, step, now_ns| {
-            let first = Job { len: 100, ssrc: Some(7), rtp_timestamp: 10, ..Job::default() };
-            core.sent_of_run(&Run { first, count: 4, rtp_timestamp: 13 }, step, now_ns);
+        let mut latest = |ssrc, step, now_ns| {
+            let first =
+                Job { len: 100, ssrc: Some(ssrc), rtp_timestamp: stamp(0), ..Job::default() };
+            let run = Run { first, count: 4, rtp_timestamp: stamp(3) };
+            core.sent_of_run(&run, step, now_ns, &ring.view());
             core.sender().map(|sender| (sender.received, sender.rtp_timestamp, sender.last_ns))
         };
-        assert_eq!(latest(&mut core, 1, 50), Some((1, 10, 50)), "none before");
-        assert_eq!(latest(&mut core, 2, 51), Some((2, 10, 50)));
-        assert_eq!(latest(&mut core, 3, 52), Some((3, 13, 52)));
+        // Of a new sender's run the first was refused.
+        assert_eq!(latest(7, 1, 50), Some((1, 11, 50)));
+        assert_eq!(latest(7, 2, 51), Some((2, 12, 51)));
+        assert_eq!(latest(8, 2, 52), Some((1, 12, 52)));
+        assert_eq!(latest(8, 3, 53), Some((2, 13, 53)));
     }
 
     #[test]

@@ -315,7 +315,7 @@ pub fn transmit_batch(
         if batch.is_whole(begin, run.count as usize) {
             core.sent_run(run, 1);
         } else if batch.outcome(begin).0 {
-            core.sent_of_run(run, most, 1);
+            core.sent_of_run(run, most, 1, view);
         }
     }
     batch.clear();
