@@ -17,8 +17,8 @@ const ODD_MAX: u32 = 3;
 const PERIOD_SHARE: i64 = 8;
 /// By how much the lead grows when a packet was there first ...
 const STEP_NS: u64 = 1_024;
-/// ... and shrinks when it was not: about one in 17 is.
-const BACK_NS: u64 = STEP_NS / 16;
+/// ... and shrinks when it was not: about one in 65 is.
+const BACK_NS: u64 = STEP_NS / 64;
 /// The lead to begin with, at most half of the limit.
 const LEAD_NS: u64 = 50_000;
 /// A reader that was away for so long between two looks had to give up its processor. So often ...

@@ -75,6 +75,8 @@ const PAUSE_NS: u64 = 1_000_000_000;
 const TAG_EVENT: u16 = u16::MAX;
 /// ... and the timer that has it look out for a packet.
 const TAG_ALARM: u16 = u16::MAX - 1;
+/// That timer is not waited for longer than this.
+const ALARM_LATE: Duration = Duration::from_millis(3);
 /// From one look at the sockets to the next, pauses of the processor.
 const PAUSES: u32 = 8;
 /// Files of a stream: two legs, their RTCP, the reader's event and its timer.
@@ -262,13 +264,13 @@ impl ReceiveTask {
             serving.set_alarm(alarm_ns);
             drop(serving);
             let mut events = [const { std::mem::MaybeUninit::uninit() }; EVENTS_MAX];
-            // Whatever becomes of the timer, that is the end of it.
-            let most = Duration::from_nanos(lookout.until_ns.saturating_sub(monotonic_ns()));
+            // Whatever becomes of the timer, that is the end of it; it counts in whole milliseconds.
+            let most = Duration::from_nanos(alarm_ns.saturating_sub(monotonic_ns())) + ALARM_LATE;
             let ready = wait_events(poller, &mut events, Some(most)).unwrap_or_default();
             let woken_ns = monotonic_ns();
             serving = self.serving();
             let tags = ready.iter().map(|event| event.data.u64() as u16);
-            if tags.clone().any(|tag| tag != TAG_ALARM) {
+            if woken_ns < alarm_ns || tags.clone().any(|tag| tag != TAG_ALARM) {
                 serving.inline.inside = false;
                 serving.serve(tags);
                 return serving.away(woken_ns, Driven::by(woken_ns, until_ns));
