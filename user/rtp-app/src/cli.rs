@@ -641,7 +641,7 @@ fn reorder(value: &str) -> Result<Duration, String> {
 }
 
 fn busy_poll(value: &str) -> Result<Duration, String> {
-    whole(value, "microseconds", 1, 10_000).map(Duration::from_micros)
+    whole(value, "a number of microseconds", 1, 10_000).map(Duration::from_micros)
 }
 
 fn packet_time(value: &str) -> Result<Duration, String> {
