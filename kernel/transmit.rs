@@ -43,7 +43,6 @@ use crate::ring::batch::{Batch, Part, Place, Run, BATCH_MAX};
 use crate::ring::figures::FigureBlocks;
 use crate::ring::pace::{stall_limit_ns, Pacer, Rate, LATE_NS, RETRY_NS};
 use crate::ring::transmit::{awake, Calls, Progress, Rest, TransmitCore};
-use crate::ring::view::RingView;
 use crate::sink::copies::Copies;
 use crate::sink::flight::{Departure, Flights, Outcome, Trip};
 use crate::sink::udp::{Gather, UdpSink, DATAGRAM_MAX, SEGMENTS_MAX};
@@ -732,15 +731,8 @@ impl Engine {
 
     /// Releases the batch: every leg is done with it.
     fn finish_batch(&mut self, memory: &Memory, now_ns: u64) {
-        let (core, batch) = (&mut self.core, &mut self.batch);
-        for (begin, run) in batch.runs() {
-            if batch.is_whole(begin, run.count as usize) {
-                core.sent_run(run, now_ns);
-            } else {
-                finish_one_by_one(core, batch, begin, run, now_ns, &memory.ring());
-            }
-        }
-        batch.clear();
+        self.core.finish_batch(&self.batch, now_ns, &memory.ring());
+        self.batch.clear();
         for leg in self.legs.iter_mut() {
             leg.at = Place::default();
         }
@@ -792,30 +784,6 @@ impl Engine {
         let now_ns = monotonic_ns();
         self.land(now_ns);
         self.publish(shared, now_ns);
-    }
-}
-
-/// Releases the packets of `run`, each as its legs say, of which the first is the one at `begin` of the batch.
-#[cold]
-fn finish_one_by_one(
-    core: &mut TransmitCore<KVVec<Progress>>,
-    batch: &Batch<KVVec<Run>>,
-    begin: usize,
-    run: &Run,
-    now_ns: u64,
-    ring: &RingView<'_>,
-) {
-    for step in 0..run.count {
-        let (taken, errno) = batch.outcome(begin.saturating_add(step as usize));
-        let position = run.first.position.wrapping_add(step.into());
-        if taken {
-            core.sent_of_run(run, step, now_ns, ring);
-        } else {
-            core.failed(position, errno);
-        }
-        if errno != 0 {
-            core.counters_mut().send_errno = errno.into();
-        }
     }
 }
 

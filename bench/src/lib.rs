@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`rows`] | what is measured: one file per row of the report |
 //! | [`receivers`] | everybody who can receive |
+//! | [`rtp_loop`] | a plain loop that does the least that RTP takes |
 //! | [`load`] | the sender that is the same for all of them |
 //! | [`net`], [`lab`] | loopback, and a cable between two network namespaces |
 //! | [`cpu`] | processor time of the whole machine |
@@ -21,6 +22,7 @@ pub mod machine;
 pub mod net;
 pub mod receivers;
 pub mod rows;
+pub mod rtp_loop;
 pub mod sys;
 
 use std::path::PathBuf;

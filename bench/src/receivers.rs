@@ -14,6 +14,7 @@ use rtp_mgr::{Engine, Item, Leg, Receiver};
 use crate::lab::INTERFACE;
 use crate::load::{Load, PAYLOAD_TYPE};
 use crate::net::{BUFFER, Net, Side};
+use crate::rtp_loop::RtpLoop;
 use crate::sys::{self, PacketRing, ReceiveBuffers, TRAIN_MAX};
 
 /// Datagrams of a recvmmsg call.
@@ -30,8 +31,8 @@ pub enum Kind {
     Recv,
     /// recvmmsg, 64 at a time.
     Recvmmsg,
-    /// The same, and the kernel says when each packet arrived: what RTP needs to tell jitter.
-    Timed,
+    /// The same with the least that RTP takes: [`RtpLoop`].
+    Rtp,
     /// recvmmsg with UDP_GRO.
     Gro,
     /// A packet socket's ring; the packets are dropped behind it.
@@ -49,7 +50,7 @@ impl Kind {
             Self::Ours => rtp_mgr_bench_report::OURS,
             Self::Recv => "recv loop",
             Self::Recvmmsg => "recvmmsg",
-            Self::Timed => "recvmmsg+times",
+            Self::Rtp => "recvmmsg+RTP",
             Self::Gro => "recvmmsg+GRO",
             Self::Tpacket => "TPACKET_V3",
             Self::GStreamer => "gstreamer",
@@ -100,10 +101,7 @@ impl Running {
             Kind::Recvmmsg => running.sockets(net, |socket, stop| {
                 recvmmsg_loop(&socket, ReceiveBuffers::new(MESSAGES, 2_048, false), &stop)
             })?,
-            Kind::Timed => running.sockets(net, |socket, stop| {
-                sys::set_timestamps(&socket)?;
-                recvmmsg_loop(&socket, ReceiveBuffers::new(MESSAGES, 2_048, true), &stop)
-            })?,
+            Kind::Rtp => running.sockets(net, |socket, stop| rtp_loop(&socket, &stop))?,
             Kind::Gro => {
                 running.sockets(net, |socket, stop| {
                     sys::set_gro(&socket)?;
@@ -271,6 +269,20 @@ fn recvmmsg_loop(
             Err(error) => return Err(error.into()),
         }
     }
+    Ok(packets)
+}
+
+fn rtp_loop(socket: &UdpSocket, stop: &AtomicBool) -> Result<u64> {
+    let mut rtp = RtpLoop::new(socket, MESSAGES, 2_048)?;
+    let mut packets = 0;
+    while !stop.load(Ordering::Relaxed) {
+        match rtp.receive(socket, |_| {}) {
+            Ok(got) => packets += got,
+            Err(error) if over(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    std::hint::black_box(rtp.figures());
     Ok(packets)
 }
 

@@ -101,6 +101,8 @@ pub struct ReceiveBuffers {
     controls: Box<[Control]>,
     /// Whether control messages are wanted.
     control: bool,
+    /// Senders, where they are wanted.
+    names: Box<[libc::sockaddr_in6]>,
     received: usize,
 }
 
@@ -110,7 +112,16 @@ impl ReceiveBuffers {
         let mut bytes: Box<[u8]> = vec![0; messages * len].into();
         let (iovecs, headers) = messages_over(&mut bytes, messages, len);
         let controls = vec![Control([0; CONTROL]); messages].into();
-        Self { len, bytes, _iovecs: iovecs, headers, controls, control, received: 0 }
+        let names = Box::default();
+        Self { len, bytes, _iovecs: iovecs, headers, controls, control, names, received: 0 }
+    }
+
+    /// Has the kernel say who sent each datagram.
+    pub fn with_senders(mut self) -> Self {
+        // SAFETY: all-zero bytes are a valid sockaddr_in6 (integers).
+        let name: libc::sockaddr_in6 = unsafe { mem::zeroed() };
+        self.names = vec![name; self.headers.len()].into();
+        self
     }
 
     /// Waits for the first datagram (as long as the socket's time-out) and takes what is there.
@@ -124,7 +135,11 @@ impl ReceiveBuffers {
                 header.msg_hdr.msg_controllen = CONTROL;
             }
         }
-        // SAFETY: every header has a list of one buffer and, if any, control memory, all owned by
+        for (header, name) in self.headers.iter_mut().zip(&mut self.names) {
+            header.msg_hdr.msg_name = ptr::from_mut(name).cast();
+            header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
+        }
+        // SAFETY: every header has a list of one buffer and, if any, control memory and a name, all owned by
         // this value and not otherwise borrowed during the call.
         let received = check(unsafe {
             libc::recvmmsg(

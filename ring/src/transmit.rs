@@ -11,7 +11,7 @@ use core::ops::DerefMut;
 
 use super::abi::{flag, Descriptor, SourceFigures, StreamCounters};
 use super::atomic::{fence_full, Word};
-use super::batch::Run;
+use super::batch::{Batch, Run};
 use super::view::RingView;
 
 /// What the engine knows of one position. Fill new storage with the default.
@@ -284,6 +284,47 @@ impl<P: DerefMut<Target = [Progress]>> TransmitCore<P> {
         let position = first.position.wrapping_add(step.into());
         self.sender.count(first, 1, view.load(position).rtp_timestamp, now_ns);
         self.sent(position, first.len);
+    }
+
+    /// Releases a batch that every leg is done with, at `now_ns` of CLOCK_MONOTONIC: its packets have left, or are given
+    /// up, each as its legs say.
+    #[inline]
+    pub fn finish_batch<R: DerefMut<Target = [Run]>>(
+        &mut self,
+        batch: &Batch<R>,
+        now_ns: u64,
+        view: &RingView<'_>,
+    ) {
+        for (begin, run) in batch.runs() {
+            if batch.is_whole(begin, run.count as usize) {
+                self.sent_run(run, now_ns);
+            } else {
+                self.finish_one_by_one(batch, begin, run, now_ns, view);
+            }
+        }
+    }
+
+    /// Releases the packets of `run`, each as its legs say, of which the first is the one at `begin` of the batch.
+    #[cold]
+    fn finish_one_by_one<R: DerefMut<Target = [Run]>>(
+        &mut self,
+        batch: &Batch<R>,
+        begin: usize,
+        run: &Run,
+        now_ns: u64,
+        view: &RingView<'_>,
+    ) {
+        for step in 0..run.count {
+            let (taken, errno) = batch.outcome(begin.saturating_add(step as usize));
+            if taken {
+                self.sent_of_run(run, step, now_ns, view);
+            } else {
+                self.failed(run.first.position.wrapping_add(step.into()), errno);
+            }
+            if errno != 0 {
+                self.counters.send_errno = errno.into();
+            }
+        }
     }
 
     /// Counts a packet that has left at `now_ns` of CLOCK_MONOTONIC for the sender reports.

@@ -17,8 +17,13 @@ use crate::Settings;
 use crate::load::{Rtp, now_ns};
 use crate::net::{Net, Side};
 use crate::receivers::over;
+use crate::rtp_loop::RtpLoop;
 
 const LOOP: &str = "recv loop";
+/// A loop that does the least that RTP takes: [`RtpLoop`].
+const RTP: &str = "recvmsg+RTP";
+/// For how long a reader of ours that was asked to looks out for a packet.
+const BUSY_POLL: Duration = Duration::from_micros(100);
 /// Bytes: RTP header, time of sending, and what makes it a G.711 packet.
 const LEN: usize = 172;
 const STAMP: std::ops::Range<usize> = 12..20;
@@ -31,7 +36,10 @@ const SHARES: [(f64, &str, Option<f64>); 3] =
 #[derive(Clone, Copy)]
 enum Who {
     Ours,
+    /// The same with `busy_poll`.
+    Awake,
     Loop,
+    Rtp,
 }
 
 pub(super) fn rows(settings: &Settings<'_>) -> Result<Vec<Row>> {
@@ -54,20 +62,20 @@ fn row(settings: &Settings<'_>, rate: f64, least: usize, busy: bool) -> Result<V
     // p99.9 of a few packets is their maximum.
     let shares: Vec<_> =
         SHARES.into_iter().filter(|(share, ..)| *share < 0.999 || least >= 500).collect();
-    let mut contests: Vec<_> = shares
-        .iter()
-        .map(|(_, name, limit)| Contest {
-            row: format!("latency {name}, {rate} pps, {condition}"),
-            unit: "us",
-            better: Better::Lower,
-            target: match limit {
-                Some(limit) => format!("at most {limit} of a blocking recv loop"),
-                None => "none".into(),
-            },
-            goals: limit.map(|limit| Goal::Ratio(LOOP, Bound::AtMost(limit))).into_iter().collect(),
-            ..Contest::default()
-        })
-        .collect();
+    let contest = |(_, name, limit): &(f64, &str, Option<f64>), how: &str| Contest {
+        row: format!("latency {name}, {rate} pps, {condition}{how}"),
+        unit: "us",
+        better: Better::Lower,
+        target: match limit {
+            Some(limit) => format!("at most {limit} of a blocking recv loop"),
+            None => "none".into(),
+        },
+        goals: limit.map(|limit| Goal::Ratio(LOOP, Bound::AtMost(limit))).into_iter().collect(),
+        ..Contest::default()
+    };
+    let usual = shares.iter().map(|share| contest(share, ""));
+    let awake = shares.iter().map(|share| contest(share, ", busy_poll 100 us"));
+    let mut contests: Vec<_> = usual.zip(awake).collect();
     let mut driver = Contest::default();
     let packets = least.max((settings.time.as_secs_f64() * rate) as usize);
     let stop = AtomicBool::new(false);
@@ -84,15 +92,24 @@ fn row(settings: &Settings<'_>, rate: f64, least: usize, busy: bool) -> Result<V
         }
         let measured = settings.interleave(
             "latency",
-            &[(OURS, Who::Ours), (LOOP, Who::Loop)],
+            &[(OURS, Who::Ours), ("awake", Who::Awake), (LOOP, Who::Loop), (RTP, Who::Rtp)],
             &mut driver,
             |who, _| {
                 let mut times = measure(who, rate, packets)?;
                 times.sort_unstable_by(f64::total_cmp);
-                let name = if matches!(who, Who::Ours) { OURS } else { LOOP };
-                for ((share, ..), contest) in shares.iter().zip(&mut contests) {
+                for ((share, ..), (usual, awake)) in shares.iter().zip(&mut contests) {
                     let value = statistics::percentile_of_sorted(&times, *share);
-                    contest.add(name, value.context("nothing arrived")?);
+                    let value = value.context("nothing arrived")?;
+                    let mut add = |of_usual: Option<_>, of_awake: Option<_>| {
+                        of_usual.into_iter().for_each(|name| usual.add(name, value));
+                        of_awake.into_iter().for_each(|name| awake.add(name, value));
+                    };
+                    match who {
+                        Who::Ours => add(Some(OURS), None),
+                        Who::Awake => add(None, Some(OURS)),
+                        Who::Loop => add(Some(LOOP), Some(LOOP)),
+                        Who::Rtp => add(Some(RTP), Some(RTP)),
+                    }
                 }
                 Ok(0.0)
             },
@@ -100,8 +117,10 @@ fn row(settings: &Settings<'_>, rate: f64, least: usize, busy: bool) -> Result<V
         stop.store(true, Ordering::Relaxed);
         measured
     })?;
-    Ok(contests
+    let (usual, awake): (Vec<_>, Vec<_>) = contests.into_iter().unzip();
+    Ok(usual
         .into_iter()
+        .chain(awake)
         .map(|mut contest| {
             contest.not_run = driver.not_run.clone();
             contest.finish()
@@ -119,7 +138,9 @@ fn measure(who: Who, rate: f64, packets: usize) -> Result<Vec<f64>> {
         let receiving = scope.spawn(|| {
             Side::Receiver.pin()?;
             match who {
-                Who::Ours => ours(port, &ready, &stop),
+                Who::Ours => ours(port, Duration::ZERO, &ready, &stop),
+                Who::Awake => ours(port, BUSY_POLL, &ready, &stop),
+                Who::Rtp => rtp(&net.receiver(port)?, &ready, &stop),
                 Who::Loop => plain(&net.receiver(port)?, &ready, &stop),
             }
         });
@@ -171,11 +192,17 @@ fn age(packet: &[u8]) -> Option<f64> {
     Some(now_ns().saturating_sub(u64::from_ne_bytes(stamp)) as f64 / 1e3)
 }
 
-fn ours(port: u16, ready: &mpsc::Sender<()>, stop: &AtomicBool) -> Result<Vec<f64>> {
+fn ours(
+    port: u16,
+    busy_poll: Duration,
+    ready: &mpsc::Sender<()>,
+    stop: &AtomicBool,
+) -> Result<Vec<f64>> {
     let mut receiver = Receiver::builder()
         .engine(Engine::User)
         .leg(Leg::new(Net::Loopback.address().into(), port))
         .ordered(Duration::from_millis(20))
+        .busy_poll(busy_poll)
         .open()?;
     let _ = ready.send(());
     let mut times = Vec::new();
@@ -203,5 +230,21 @@ fn plain(socket: &UdpSocket, ready: &mpsc::Sender<()>, stop: &AtomicBool) -> Res
             Err(error) => return Err(error.into()),
         }
     }
+    Ok(times)
+}
+
+fn rtp(socket: &UdpSocket, ready: &mpsc::Sender<()>, stop: &AtomicBool) -> Result<Vec<f64>> {
+    socket.set_read_timeout(Some(TIMEOUT))?;
+    let mut rtp = RtpLoop::new(socket, 1, 2_048)?;
+    let _ = ready.send(());
+    let mut times = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        match rtp.receive(socket, |packet| times.extend(age(packet))) {
+            Ok(_) => {}
+            Err(error) if over(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    std::hint::black_box(rtp.figures());
     Ok(times)
 }

@@ -55,7 +55,7 @@ fn measure(
     };
     let mut kinds = vec![Kind::Ours, Kind::Recvmmsg, Kind::Recv];
     if settings.all_peers {
-        kinds.extend([Kind::Timed, Kind::Gro, Kind::GStreamer, Kind::Ffmpeg]);
+        kinds.extend([Kind::Rtp, Kind::Gro, Kind::GStreamer, Kind::Ffmpeg]);
         for program in ["gstreamer", "ffmpeg"] {
             whole.goals.push(Goal::Ratio(program, Bound::AtMost(0.5)));
         }

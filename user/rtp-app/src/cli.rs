@@ -185,6 +185,10 @@ pub struct RxArgs {
     /// Let the kernel coalesce packets (GRO) [default: on where it works, off with --pcap]
     #[arg(long, value_name = "on|off")]
     pub gro: Option<OnOff>,
+    /// Be awake when the next packet of a steady stream comes, looking out for it this long at most, for
+    /// some processor time (100 is enough for most machines; takes the embedded engine)
+    #[arg(long, value_name = "MICROSECONDS", value_parser = text(busy_poll))]
+    pub busy_poll: Option<Duration>,
     /// Sources whose figures are kept apart; packets of further ones arrive uncounted by source
     #[arg(long, value_name = "SOURCES", value_parser = text(sources))]
     pub sources: Option<u32>,
@@ -207,7 +211,7 @@ pub struct RxArgs {
     /// Read the ring that another process publishes under this name, instead of a socket
     #[arg(long, value_name = "NAME", value_parser = text(stream_name),
           conflicts_with_all = ["legs", "bind", "port", "interface", "publish", "reorder", "gro",
-                                "exact_times", "expected_rate", "slot_stride", "ring_order", "sources",
+                                "exact_times", "busy_poll", "expected_rate", "slot_stride", "ring_order", "sources",
                                 "ssrc", "payload_type", "clock_rates", "sdp"])]
     pub attach: Option<String>,
     /// With --attach: be a reliable reader (the owner must allow it)
@@ -636,6 +640,10 @@ fn reorder(value: &str) -> Result<Duration, String> {
         .ok_or_else(|| "not a time; accepted: 0.1 to 10000 milliseconds".into())
 }
 
+fn busy_poll(value: &str) -> Result<Duration, String> {
+    whole(value, "a number of microseconds", 1, 10_000).map(Duration::from_micros)
+}
+
 fn packet_time(value: &str) -> Result<Duration, String> {
     decimal(value, 0.1, 100.0)
         .map(|ms| Duration::from_secs_f64(ms / 1e3))
@@ -836,6 +844,10 @@ mod tests {
                 "--runs 0: not a number of repetitions; accepted: 1 to 1000",
             ),
             (&["bench", "--time", "5"], "--time 5: not a time; accepted: 10 to 60000 milliseconds"),
+            (
+                &["rx", "--busy-poll", "10001"],
+                "--busy-poll 10001: not a number of microseconds; accepted: 1 to 10000",
+            ),
             (&["rx", "--reorder"], "--reorder: the value is missing"),
         ];
         for (arguments, expected) in cases {

@@ -167,6 +167,7 @@ pub(crate) struct ReceiveConfig {
     pub announce: bool,
     pub allow_reliable: bool,
     pub max_latency: Duration,
+    pub busy_poll: Duration,
     pub wake_threshold: u32,
     pub stall_limit: Duration,
     pub start: u64,
@@ -196,12 +197,16 @@ impl Default for ReceiveConfig {
             announce: true,
             allow_reliable: false,
             max_latency: Duration::from_millis(10),
+            busy_poll: Duration::ZERO,
             wake_threshold: 1,
             stall_limit: Duration::from_secs(2),
             start: 0,
         }
     }
 }
+
+/// Longest time that a reader may look out for one packet.
+const BUSY_POLL_MAX: Duration = Duration::from_millis(10);
 
 /// Longest time that gaps may stay open.
 const REORDER_MAX: Duration = Duration::from_secs(60);
@@ -256,6 +261,7 @@ impl ReceiveConfig {
         if let Some(name) = &self.publish {
             check_name(name)?;
         }
+        self.check_busy_poll()?;
         if let Some(sim) = &self.simulated {
             if sim.framing == Framing::Raw && self.reorder.is_some() {
                 let accepted = "accepted: for a simulated stream framed as RTP";
@@ -264,6 +270,20 @@ impl ReceiveConfig {
             check_sim(sim, self.slot_stride)?;
         }
         Ok(ring_order)
+    }
+
+    fn check_busy_poll(&self) -> Result<(), Error> {
+        let asked = self.busy_poll;
+        let accepted = if asked > BUSY_POLL_MAX {
+            "accepted: 0 to 10 ms"
+        } else if !asked.is_zero() && self.engine == Engine::Kernel {
+            "accepted: with the embedded engine, whose reader takes packets from the socket itself"
+        } else if !asked.is_zero() && self.simulated.is_some() {
+            "accepted: for a stream with legs"
+        } else {
+            return Ok(());
+        };
+        Err(Error::argument("busy_poll", format_args!("{asked:?}"), accepted))
     }
 
     /// The ring order asked for, or one that is large enough.

@@ -31,7 +31,7 @@ use rtp_mgr_ring::abi::{
 use rtp_mgr_ring::atomic::Word;
 use rtp_mgr_ring::view::{Block, ControlView, DescriptorWords, RingView, SlotsView};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::device::Device;
 use crate::error::Error;
@@ -136,6 +136,25 @@ impl Mapping {
         Ok(whole)
     }
 
+    /// Has the pages of `part` there now, not when a packet needs them. A file of shared memory is meant, which may
+    /// be written.
+    fn populate(&self, part: Part) {
+        let start = part.offset / PAGE * PAGE;
+        let end = part.offset.saturating_add(part.len).min(self.len);
+        if !self.holds(part) || start >= end {
+            return;
+        }
+        // SAFETY: these pages are this value's, and what is in them stays as it is.
+        let populated = unsafe {
+            let base = self.base.as_ptr().add(start).cast();
+            rustix::mm::madvise(base, end - start, Advice::LinuxPopulateWrite)
+        };
+        // Linux before 5.14 does not know it, and memory may be short: they come when they are needed.
+        if let Err(error) = populated {
+            tracing::debug!(%error, bytes = end - start, "populate");
+        }
+    }
+
     /// Whether all of `part` is there.
     fn holds(&self, part: Part) -> bool {
         let end = part.offset.saturating_add(part.len);
@@ -168,6 +187,10 @@ impl Drop for Mapping {
         debug_assert!(unmapped.is_ok(), "{unmapped:?}");
     }
 }
+
+/// Bytes of slots that are there from the beginning: slots are used again as soon as they are released, so that more
+/// are only needed where packets wait in the ring.
+const SLOTS_READY: usize = 256 << 10;
 
 /// Anonymous memory as a file that can be sealed.
 fn memfd(name: &str, len: u64) -> io::Result<OwnedFd> {
@@ -232,6 +255,10 @@ impl Region {
         for (to, from) in words.iter().zip(header_words(&header)) {
             to.store(from);
         }
+        // A fault for each page costs the packet that is first there more than all that is done with it.
+        region.mapping.populate(region.layout.descriptors());
+        let slots = region.layout.slots();
+        region.mapping.populate(Part { len: slots.len.min(SLOTS_READY), ..slots });
         region.status_word(status::CLAIM).store(start);
         region.status_word(status::HEAD).store(start);
         region.status_word(status::TAIL).store(start);
@@ -625,6 +652,25 @@ mod tests {
         let mut copy = [0; 100];
         assert_eq!(other.slots().copy(23, &mut copy), 100);
         assert_eq!(copy, [7; 100]);
+    }
+
+    #[test]
+    fn what_every_packet_needs_is_there_before_the_first() {
+        let shape = Shape {
+            slot_count: 4_096,
+            slot_total: 8_192,
+            slot_stride: 2_048,
+            ..shape(Direction::Receive)
+        };
+        let owner = Region::create(&shape, 0).unwrap();
+        // What a file of memory has is in memory.
+        let there =
+            rustix::fs::fstat(owner.file.as_ref().unwrap()).unwrap().st_blocks as usize * 512;
+        let needed = owner.layout.descriptors().len + SLOTS_READY;
+        assert!((needed..needed + (64 << 10)).contains(&there), "{there} of {needed} bytes");
+        // Filled with what it had.
+        assert_eq!(owner.layout().header(), &shape.header());
+        assert_eq!(owner.ring().load(4_095), Descriptor::default());
     }
 
     #[test]

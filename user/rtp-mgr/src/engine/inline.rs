@@ -13,12 +13,14 @@
 //! for a while when a socket has dropped something: then somebody has to take packets out while the
 //! reader is at work. Each such while is twice as long as the last.
 //!
+//! A reader that was asked to ([`Expect`]) is awake when the next packet comes, and looks at the sockets until then.
+//!
 //! Everything here happens under the stream's lock, except that the reader waits without it; `inside`
 //! says that it does.
 
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use rustix::event::Timespec;
@@ -27,6 +29,7 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
 
+use super::expect::{Expect, Lookout};
 use super::receive::{Lent, ReaderPort};
 use super::receive_task::{OwnPort, Port, ReceiveTask, Serving, Stream, TAG_AWAY, TAG_RTCP};
 use super::worker::{NEVER, Task, drain};
@@ -34,9 +37,10 @@ use crate::clock::monotonic_ns;
 use crate::poll::wait_events;
 
 /// How long the reader may be away before the engine's thread takes over, at most: the figures wait as
-/// long, and what is no RTP. No multiple of the times between packets that there are (1 ms, 125 us): a timer that is set
-/// with one packet would wake the thread just when another comes, and keep its reader waiting ...
-const AWAY_MAX_NS: u64 = 9_430_000;
+/// long, and what is no RTP. To see whether it is back wakes that thread as often, beside a reader that is to have its
+/// packet. No multiple of the times between packets that there are (1 ms, 125 us): a timer that is set
+/// with one packet would wake the thread just when another comes ...
+const AWAY_MAX_NS: u64 = 94_300_000;
 /// ... and at least: in less it gets nothing done.
 const AWAY_MIN_NS: u64 = 500_000;
 /// It may be away for this part of what the sockets hold.
@@ -67,9 +71,15 @@ const REST_NS: u64 = 20_000;
 const RESTED_MAX_NS: u64 = 1_000_000;
 /// How long the engine's thread does the work after the first drop.
 const PAUSE_NS: u64 = 1_000_000_000;
-/// The reader's own event, beside the tags of sockets.
+/// The reader's own event, beside the tags of sockets, ...
 const TAG_EVENT: u16 = u16::MAX;
-/// Files of a stream: two legs, their RTCP, and the reader's event.
+/// ... and the timer that has it look out for a packet.
+const TAG_ALARM: u16 = u16::MAX - 1;
+/// That timer is not waited for longer than this.
+const ALARM_LATE: Duration = Duration::from_millis(3);
+/// From one look at the sockets to the next, pauses of the processor.
+const PAUSES: u32 = 8;
+/// Files of a stream: two legs, their RTCP, the reader's event and its timer.
 const EVENTS_MAX: usize = 8;
 
 /// What is known of a reader that does the engine's work.
@@ -108,9 +118,20 @@ pub(crate) struct Inline {
     looked_ns: u64,
     /// What the sockets had dropped when it began.
     drops: u64,
+    /// When the next packet is expected.
+    expect: Expect,
+    /// Wakes it before that.
+    alarm: Option<OwnedFd>,
+    /// Packets that `expect` knows of.
+    known: u64,
 }
 
 impl Inline {
+    /// Nobody does it yet. A reader will look out for each packet for `busy_poll_ns` at most.
+    pub(super) fn new(busy_poll_ns: u64) -> Self {
+        Self { expect: Expect::new(busy_poll_ns), ..Self::default() }
+    }
+
     /// Whether it waits in a receive call.
     pub(super) fn is_lent(&self) -> bool {
         self.lent
@@ -186,6 +207,9 @@ impl ReceiveTask {
         let Some(wait_ns) = serving.work_or_wait(now, until_ns) else {
             return serving.away(now, Driven::by(now, until_ns));
         };
+        if let Some(lookout) = serving.lookout(now, wait_ns) {
+            return self.look_out(serving, port, poller, lookout, until_ns);
+        }
         if let Some(mut lent) = serving.lend(wait_ns) {
             let rest = serving.rest(now);
             drop(serving);
@@ -224,7 +248,102 @@ impl ReceiveTask {
     }
 }
 
+impl ReceiveTask {
+    /// Sleeps until a packet is about to come, unless one comes before, and looks for it from then on.
+    fn look_out<'a>(
+        &'a self,
+        mut serving: MutexGuard<'a, Serving>,
+        port: &Arc<OwnPort>,
+        poller: &Option<OwnedFd>,
+        lookout: Lookout,
+        until_ns: u64,
+    ) -> Driven {
+        serving.inline.inside = true;
+        if let (Some(alarm_ns), Some(poller)) = (lookout.sleep_until_ns, poller) {
+            serving.inline.expect.sleeps();
+            serving.set_alarm(alarm_ns);
+            drop(serving);
+            let mut events = [const { std::mem::MaybeUninit::uninit() }; EVENTS_MAX];
+            // Whatever becomes of the timer, that is the end of it; it counts in whole milliseconds.
+            let most = Duration::from_nanos(alarm_ns.saturating_sub(monotonic_ns())) + ALARM_LATE;
+            let ready = wait_events(poller, &mut events, Some(most)).unwrap_or_default();
+            let woken_ns = monotonic_ns();
+            serving = self.serving();
+            let tags = ready.iter().map(|event| event.data.u64() as u16);
+            if woken_ns < alarm_ns || tags.clone().any(|tag| tag != TAG_ALARM) {
+                serving.inline.inside = false;
+                serving.serve(tags);
+                return serving.away(woken_ns, Driven::by(woken_ns, until_ns));
+            }
+            serving.inline.expect.woke(woken_ns);
+        }
+        let mut looked_ns = monotonic_ns();
+        loop {
+            let own = serving.inline.port.as_ref().is_some_and(|own| Arc::ptr_eq(own, port));
+            let now = monotonic_ns();
+            serving.inline.expect.looked(std::mem::replace(&mut looked_ns, now), now);
+            let came = own && serving.look();
+            if !own || came || now >= lookout.until_ns {
+                serving.inline.inside = false;
+                return match own {
+                    true => serving.away(now, Driven::by(now, until_ns)),
+                    false => Driven::Elsewhere { until_ns: serving.inline.not_before_ns },
+                };
+            }
+            drop(serving);
+            (0..PAUSES).for_each(|_| std::hint::spin_loop());
+            serving = self.serving();
+        }
+    }
+}
+
 impl Serving {
+    /// Until when the reader sleeps and looks for the next packet; `None`: it waits, for `wait_ns`.
+    fn lookout(&mut self, now: u64, wait_ns: u64) -> Option<Lookout> {
+        let mut lookout = self.inline.expect.lookout(now)?;
+        // What is to be done before that comes first.
+        let end_ns = now.saturating_add(wait_ns);
+        lookout.until_ns = lookout.until_ns.min(end_ns);
+        lookout.sleep_until_ns.is_none_or(|sleep_ns| sleep_ns < end_ns).then_some(lookout)
+    }
+
+    /// Takes what the sockets have. Returns whether there was anything, or the stream has ended.
+    fn look(&mut self) -> bool {
+        let Some(stream) = &mut self.stream else { return true };
+        let before = stream.taken();
+        self.inline.more = false;
+        for leg in 0..stream.legs() {
+            self.inline.more |= take(stream, leg);
+        }
+        let came = stream.taken() != before;
+        if came {
+            self.inline.dense = true;
+            self.inline.eager = 0;
+            self.inline.count_behind();
+        }
+        came
+    }
+
+    /// Tells of what has come since the last time.
+    fn learn(&mut self) {
+        if let Some(stream) = self.stream.as_ref().filter(|_| self.inline.expect.is_on()) {
+            let taken = stream.taken();
+            let new = taken.wrapping_sub(std::mem::replace(&mut self.inline.known, taken));
+            self.inline.expect.came(stream.latest_arrival_ns(), new);
+        }
+    }
+
+    /// Has the reader wake up at `at_ns`.
+    fn set_alarm(&self, at_ns: u64) {
+        if let (Some(alarm), Ok(it_value)) =
+            (&self.inline.alarm, Timespec::try_from(Duration::from_nanos(at_ns)))
+        {
+            let once = Itimerspec { it_interval: Timespec::default(), it_value };
+            // It refuses only times that are none.
+            let _ = timerfd_settime(alarm, TimerfdTimerFlags::ABSTIME, &once);
+        }
+    }
+
     /// Whether the reader of `port` does the engine's work, from now on or as before.
     fn begin_inline(&mut self, port: &Arc<OwnPort>, poller: &mut Option<OwnedFd>) -> bool {
         let (Some(stream), Some(registration)) = (&mut self.stream, &self.registration) else {
@@ -250,16 +369,23 @@ impl Serving {
             self.inline.not_before_ns = now.saturating_add(CROWDED_NS);
             return false;
         }
-        let prepared = prepare(stream, port, poller).and_then(|()| match &self.inline.timer {
-            Some(_) => Ok(()),
-            None => {
-                let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-                let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-                registration.watch(&timer, TAG_AWAY, EventFlags::IN).map_err(|_| EMFILE)?;
-                self.inline.timer = Some(timer);
-                Ok(())
-            }
-        });
+        if self.inline.expect.is_on() && self.inline.alarm.is_none() {
+            // Without one it waits as always.
+            self.inline.alarm =
+                timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC).ok();
+        }
+        let alarm = self.inline.alarm.as_ref();
+        let prepared =
+            prepare(stream, port, poller, alarm).and_then(|()| match &self.inline.timer {
+                Some(_) => Ok(()),
+                None => {
+                    let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+                    let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+                    registration.watch(&timer, TAG_AWAY, EventFlags::IN).map_err(|_| EMFILE)?;
+                    self.inline.timer = Some(timer);
+                    Ok(())
+                }
+            });
         if prepared.is_err() || !listen(stream, registration, EventFlags::empty()) {
             // No file descriptor left: the engine's thread does it as well.
             listen(stream, registration, EventFlags::IN);
@@ -440,7 +566,7 @@ impl Serving {
         if self.inline.more {
             return;
         }
-        let rtcp = tags.filter(|tag| *tag != TAG_EVENT).filter_map(|tag| tag.checked_sub(TAG_RTCP));
+        let rtcp = tags.filter(|tag| *tag < TAG_ALARM).filter_map(|tag| tag.checked_sub(TAG_RTCP));
         for leg in rtcp {
             take_rtcp(stream, leg.into());
         }
@@ -448,6 +574,7 @@ impl Serving {
 
     /// The reader goes away with what it has, at `now` or a little later.
     fn away(&mut self, now: u64, driven: Driven) -> Driven {
+        self.learn();
         let (Some(stream), Some(_)) = (&self.stream, &self.inline.port) else { return driven };
         let drops = stream.external_drops();
         let may_ns = away_ns(stream);
@@ -507,6 +634,7 @@ fn prepare(
     stream: &Stream,
     port: &OwnPort,
     poller: &mut Option<OwnedFd>,
+    alarm: Option<&OwnedFd>,
 ) -> rustix::io::Result<()> {
     if poller.is_some() {
         return Ok(());
@@ -522,6 +650,10 @@ fn prepare(
         }
     }
     epoll::add(&new, port.event(), tag(TAG_EVENT), EventFlags::IN)?;
+    if let Some(alarm) = alarm {
+        // Each time it runs out is told once: nobody reads it.
+        epoll::add(&new, alarm, tag(TAG_ALARM), EventFlags::IN | EventFlags::ET)?;
+    }
     *poller = Some(new);
     Ok(())
 }
@@ -583,12 +715,17 @@ mod tests {
         }
 
         fn with_order(order: u8) -> Self {
+            Self::with(order, Duration::ZERO)
+        }
+
+        fn with(order: u8, busy_poll: Duration) -> Self {
             let legs = vec!["127.0.0.1:0".parse().unwrap()];
             let config = ReceiveConfig {
                 legs,
                 announce: false,
                 // Nobody is woken for that.
                 max_latency: Duration::from_secs(60),
+                busy_poll,
                 ..ReceiveConfig::default()
             };
             let Opened { task, local, .. } = ReceiveTask::open(&config, order).unwrap();
@@ -678,6 +815,13 @@ mod tests {
         }
     }
 
+    impl Inline {
+        /// In a receive call, or looking out.
+        fn is_waiting(&self) -> bool {
+            self.lent || self.inside && self.expect.is_on()
+        }
+    }
+
     impl Rig {
         /// A packet comes while the reader waits: it waits in a receive call next.
         fn make_dense(&mut self) {
@@ -690,6 +834,11 @@ mod tests {
         /// Runs `meanwhile` once the reader waits in a receive call, and returns what that came to.
         fn while_it_waits(&mut self, meanwhile: impl FnOnce(&Self)) -> Driven {
             self.make_dense();
+            self.while_it_drives(meanwhile)
+        }
+
+        /// Runs `meanwhile` once the reader waits, in a receive call or for what it looks out for.
+        fn while_it_drives(&mut self, meanwhile: impl FnOnce(&Self)) -> Driven {
             let (task, port) = (self.task.clone(), self.port.clone());
             let mut poller = self.poller.take();
             let (driven, poller) = std::thread::scope(|scope| {
@@ -697,7 +846,7 @@ mod tests {
                     let driven = task.drive(&port, &mut poller, monotonic_ns() + 60 * S);
                     (driven, poller)
                 });
-                while !self.task.serving().inline.lent {
+                while !self.task.serving().inline.is_waiting() {
                     // It has not begun, or waited in vain already.
                     self.task.serving().inline.dense = true;
                     if waiting.is_finished() {
@@ -847,5 +996,112 @@ mod tests {
         assert_eq!(rig.head(), 21);
         // Once.
         assert!(rig.task.serving().inline.rest_until_ns < until_ns + S);
+    }
+
+    /// Far enough apart that nothing else ends a wait.
+    const PERIOD_NS: u64 = 2 * S;
+    const BUSY_POLL_NS: u64 = S / 5;
+
+    impl Rig {
+        /// A reader that looks out for packets, the next of which is expected `in_ns` from now.
+        fn expecting(in_ns: u64) -> Self {
+            let mut rig = Self::with(10, Duration::from_nanos(BUSY_POLL_NS));
+            rig.make_dense();
+            let latest_ns = monotonic_ns() + in_ns - PERIOD_NS;
+            let mut serving = rig.task.serving();
+            let mut expect = Expect::new(BUSY_POLL_NS);
+            (0..10).rev().for_each(|before| expect.came(latest_ns - before * PERIOD_NS, 1));
+            serving.inline.expect = expect;
+            drop(serving);
+            rig
+        }
+    }
+
+    #[test]
+    fn a_packet_that_is_looked_out_for_is_seen_and_one_that_does_not_come_is_waited_for() {
+        let mut rig = Rig::expecting(S / 10);
+        assert_eq!(
+            rig.while_it_drives(|rig| {
+                // It is awake from shortly before it is due.
+                while rig
+                    .task
+                    .serving()
+                    .inline
+                    .expect
+                    .lookout(monotonic_ns())
+                    .is_some_and(|lookout| lookout.sleep_until_ns.is_some())
+                {
+                    std::thread::yield_now();
+                }
+                rig.send(1);
+            }),
+            Driven::Worked
+        );
+        assert_eq!(rig.head(), 2);
+        rig.read_all();
+
+        let mut rig = Rig::expecting(S / 10);
+        let begin = monotonic_ns();
+        while rig.task.serving().inline.expect.lookout(monotonic_ns()).is_some() {
+            // It may have other things to do meanwhile.
+            assert_eq!(rig.drive(60 * S), Driven::Worked);
+        }
+        let looked_ns = monotonic_ns() - begin;
+        assert!(looked_ns >= S / 10, "{looked_ns} ns");
+        while rig.drive(S / 100) != Driven::TimedOut {}
+        assert_eq!(rig.head(), 1);
+    }
+
+    #[test]
+    fn time_runs_out_for_who_looks_out() {
+        let mut rig = Rig::expecting(0);
+        let begin = monotonic_ns();
+        while rig.drive(S / 1_000) != Driven::TimedOut {}
+        let took_ns = monotonic_ns() - begin;
+        assert!((S / 1_000..BUSY_POLL_NS / 2).contains(&took_ns), "{took_ns} ns");
+    }
+
+    #[test]
+    fn a_packet_that_comes_before_it_is_expected_ends_the_sleep() {
+        let mut rig = Rig::expecting(PERIOD_NS);
+        let begin = monotonic_ns();
+        assert_eq!(rig.while_it_drives(|rig| rig.send(1)), Driven::Worked);
+        assert_eq!(rig.head(), 2);
+        assert!(monotonic_ns() - begin < S);
+    }
+
+    #[test]
+    fn who_looks_out_sees_a_stop_and_a_second_reader() {
+        let mut rig = Rig::expecting(S / 20);
+        let driven = rig.while_it_drives(|rig| rig.task.stop().unwrap());
+        assert!(matches!(driven, Driven::Elsewhere { .. } | Driven::Worked), "{driven:?}");
+        assert!(matches!(rig.drive(60 * S), Driven::Elsewhere { .. }));
+        let mut rig = Rig::expecting(S / 20);
+        rig.while_it_drives(|rig| {
+            rig.task.add_own_reader(false).unwrap();
+        });
+        assert!(matches!(rig.drive(60 * S), Driven::Elsewhere { .. }));
+        rig.send(1);
+        while rig.head() < 2 {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn rtcp_is_seen_by_who_looks_out() {
+        let mut rig = Rig::expecting(PERIOD_NS);
+        let mut to = rig.tx.peer_addr().unwrap();
+        to.set_port(to.port() + 1);
+        let rtcp = [0x80, 201, 0, 1, 0, 0, 0, 7];
+        let other = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        rig.while_it_drives(|_| {
+            other.send_to(&rtcp, to).unwrap();
+        });
+        let begin = monotonic_ns();
+        while rig.task.side_channel().try_recv().is_none() {
+            assert_eq!(rig.drive(60 * S), Driven::Worked);
+        }
+        // Before it is done with the packet that it expects.
+        assert!(monotonic_ns() - begin < PERIOD_NS);
     }
 }

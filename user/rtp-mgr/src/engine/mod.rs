@@ -8,6 +8,7 @@
 //! | `simulate` | the simulated DMA engine, in the place of sockets |
 //! | `transmit`, `transmit_task` | a transmit stream, likewise |
 
+mod expect;
 pub(crate) mod inline;
 mod lead;
 mod meter;
@@ -92,7 +93,11 @@ pub(crate) fn open_receive(
             warnings: opened.warnings,
         })
     };
-    on_either(config.engine, needs, kernel, || {
+    let (engine, why) = match (config.engine, config.busy_poll.is_zero()) {
+        (Engine::Auto, false) => (Engine::User, Some("busy_poll takes the embedded engine")),
+        (engine, _) => (engine, None),
+    };
+    let opened = on_either(engine, needs, kernel, || {
         let opened = ReceiveTask::open(config, config.hold_order(ring_order))?;
         let reader = Reader::new(opened.task.clone(), true, config.wake_threshold)?;
         Ok(Receiving {
@@ -101,7 +106,8 @@ pub(crate) fn open_receive(
             local: opened.local,
             warnings: opened.warnings,
         })
-    })
+    });
+    opened.map(|(stream, (kind, reason))| (stream, (kind, why.map_or(reason, str::to_owned))))
 }
 
 /// A transmit stream, whoever runs it, as its writer's handle uses it.

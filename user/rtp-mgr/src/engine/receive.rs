@@ -288,6 +288,11 @@ impl<M: ReceiveMemory, P: ReaderPort, S: SideSink> ReceiveStream<M, P, S> {
         now_ns.saturating_sub(latest_ns) < gap_ns && latest_ns.saturating_sub(before_ns) < gap_ns
     }
 
+    /// When the last packet arrived, CLOCK_MONOTONIC in nanoseconds.
+    pub(crate) fn latest_arrival_ns(&self) -> u64 {
+        self.arrivals_ns[0]
+    }
+
     /// Datagrams that the sockets dropped, as far as is known.
     pub(crate) fn external_drops(&self) -> u64 {
         self.external_drops

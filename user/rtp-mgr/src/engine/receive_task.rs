@@ -220,7 +220,7 @@ impl ReceiveTask {
             ended: None,
             registration: None,
             server,
-            inline: Inline::default(),
+            inline: Inline::new(nanos(config.busy_poll)),
         });
         let failed = AtomicBool::new(false);
         let task = Arc::new(Self { region, side, failed, info, serving, returned: Condvar::new() });

@@ -303,15 +303,8 @@ impl TransmitStream {
 
     /// Releases the batch: every leg is done with it.
     fn finish_batch(&mut self, now_ns: u64) {
-        let (core, batch) = (&mut self.core, &mut self.batch);
-        for (begin, run) in batch.runs() {
-            if batch.is_whole(begin, run.count as usize) {
-                core.sent_run(run, now_ns);
-            } else {
-                finish_one_by_one(core, batch, begin, run, now_ns);
-            }
-        }
-        batch.clear();
+        self.core.finish_batch(&self.batch, now_ns, &self.region.ring());
+        self.batch.clear();
         for leg in &mut self.legs {
             leg.batch.clear();
             leg.at = Place::default();
@@ -416,28 +409,6 @@ impl Leg {
     fn give_up(&mut self, batch: &mut Batch<Box<[Run]>>, packets: usize, errno: u32) {
         self.figures.lost += batch.refuse(&mut self.at, packets, errno) as u64;
         self.blocked_since = None;
-    }
-}
-
-/// Releases the packets of `run`, each as its legs say, of which the first is the one at `begin` of the batch.
-#[cold]
-fn finish_one_by_one(
-    core: &mut TransmitCore<Box<[Progress]>>,
-    batch: &Batch<Box<[Run]>>,
-    begin: usize,
-    run: &Run,
-    now_ns: u64,
-) {
-    for step in 0..run.count {
-        let (taken, errno) = batch.outcome(begin + step as usize);
-        if taken {
-            core.sent_of_run(run, step, now_ns);
-        } else {
-            core.failed(run.first.position.wrapping_add(step.into()), errno);
-        }
-        if errno != 0 {
-            core.counters_mut().send_errno = errno.into();
-        }
     }
 }
 

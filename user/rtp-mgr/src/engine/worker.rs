@@ -550,7 +550,7 @@ mod tests {
             assert!(calls.len() >= 200, "{}", calls.len());
         }
         // The first call is not its deadline's.
-        assert_eq!(*exact.early.lock().unwrap(), []);
+        assert_eq!(*exact.early.lock().unwrap(), Vec::<u64>::new());
     }
 
     #[test]

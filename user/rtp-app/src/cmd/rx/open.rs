@@ -167,6 +167,9 @@ impl<'a> Settings<'a> {
         if let Some(order) = self.ring_order() {
             builder = builder.ring_order(order);
         }
+        if let Some(longest) = args.busy_poll {
+            builder = builder.busy_poll(longest);
+        }
         if let Some(sources) = args.sources {
             builder = builder.sources(sources);
         }
