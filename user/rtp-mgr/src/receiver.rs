@@ -170,7 +170,8 @@ impl ReceiverBuilder {
     /// looks at the socket again and again from then on, for at most this long for each packet (0 to 10 ms; default
     /// 0: never). That saves the time to wake up, 10 us and more, and costs processor time: what waking up takes,
     /// with each packet, or all of it where packets are that close to each other. 100 us is more than most machines need.
-    /// Streams whose packets come at other times than they came before are waited for as always.
+    /// Streams whose packets come at other times than they came before are waited for as always. Packets that come
+    /// several at a time (bursts, coalesced trains, two legs) gain nothing by it.
     ///
     /// Takes the embedded engine, and is the owner's while it is the only reader.
     pub fn busy_poll(mut self, longest: Duration) -> Self {

@@ -191,6 +191,9 @@ impl Drop for Mapping {
 /// Bytes of slots that are there from the beginning: slots are used again as soon as they are released, so that more
 /// are only needed where packets wait in the ring.
 const SLOTS_READY: usize = 256 << 10;
+/// Bytes of descriptors at most: those of 16,384 positions. A larger ring is not held up, nor its memory taken, for what
+/// it may need.
+const DESCRIPTORS_READY: usize = 1 << 20;
 
 /// Anonymous memory as a file that can be sealed.
 fn memfd(name: &str, len: u64) -> io::Result<OwnedFd> {
@@ -256,9 +259,11 @@ impl Region {
             to.store(from);
         }
         // A fault for each page costs the packet that is first there more than all that is done with it.
-        region.mapping.populate(region.layout.descriptors());
-        let slots = region.layout.slots();
-        region.mapping.populate(Part { len: slots.len.min(SLOTS_READY), ..slots });
+        for (part, most) in
+            [(region.layout.descriptors(), DESCRIPTORS_READY), (region.layout.slots(), SLOTS_READY)]
+        {
+            region.mapping.populate(Part { len: part.len.min(most), ..part });
+        }
         region.status_word(status::CLAIM).store(start);
         region.status_word(status::HEAD).store(start);
         region.status_word(status::TAIL).store(start);
