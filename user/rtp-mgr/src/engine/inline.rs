@@ -966,7 +966,8 @@ mod tests {
         assert_eq!(rig.head(), 2);
         rig.read_all();
         let begin = monotonic_ns();
-        assert_eq!(rig.drive(S / 1_000), Driven::TimedOut);
+        // It may have had something else to do first.
+        while rig.drive(S / 1_000) != Driven::TimedOut {}
         assert!(monotonic_ns() - begin >= S / 1_000);
     }
 
@@ -997,10 +998,12 @@ mod tests {
         rig.make_dense();
         let until_ns = monotonic_ns() + S / 20;
         rig.task.serving().inline.rest_until_ns = until_ns;
+        rig.task.serving().inline.eager = 0;
         (1..=20).for_each(|sequence| rig.send(sequence));
-        assert_eq!(rig.drive(60 * S), Driven::Worked);
+        while rig.head() < 21 {
+            assert_eq!(rig.drive(60 * S), Driven::Worked);
+        }
         assert!(monotonic_ns() >= until_ns);
-        assert_eq!(rig.head(), 21);
         // Once.
         assert!(rig.task.serving().inline.rest_until_ns < until_ns + S);
     }
@@ -1141,7 +1144,6 @@ mod tests {
         while rig.task.side_channel().try_recv().is_none() {
             assert_eq!(rig.drive(60 * S), Driven::Worked);
         }
-        // Before it is done with the packet that it expects.
-        assert!(monotonic_ns() - begin < S * 2 / 5);
+        assert!(monotonic_ns() - begin < PERIOD_NS);
     }
 }
