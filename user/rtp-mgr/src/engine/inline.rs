@@ -975,10 +975,7 @@ mod tests {
     fn rtcp_is_seen_while_packets_never_end() {
         let mut rig = Rig::new();
         rig.make_dense();
-        let mut to = rig.tx.peer_addr().unwrap();
-        to.set_port(to.port() + 1);
-        let rtcp = [0x80, 201, 0, 1, 0, 0, 0, 7];
-        UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().send_to(&rtcp, to).unwrap();
+        rig.send_rtcp();
         let begin = monotonic_ns();
         for sequence in 1.. {
             rig.send(sequence);
